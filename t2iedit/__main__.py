@@ -1,0 +1,7 @@
+"""`python -m t2iedit`."""
+
+import sys
+
+from t2iedit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,206 @@
+"""What an edit is, what a user may set, and what it may see of the run it is part of."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from t2iedit.errors import EditNotSupported, InvalidOptions, PluginError
+from t2iedit.model import Key, Model
+from t2iedit.spans import Span, locate, numbered, occurrences
+from t2iedit.text import TextEmbedding, Tokens
+
+Phrase = Annotated[str, Field(json_schema_extra={"kind": "phrase"})]
+"""Words of the prompt, `cat#2` for the second cat; a demo offers them for clicking."""
+Prompt = Annotated[str, Field(json_schema_extra={"kind": "prompt"})]
+"""A text of its own, free to say anything."""
+
+STAGES = ("patch_model", "edit_token_embeds", "edit_embedding")
+"""In the order in which a run calls them."""
+
+
+class Options(BaseModel):
+    """What a user sets on an edit. All edits can be limited to a window of the denoising."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    start: float = Field(0.0, ge=0, le=1, description="Where in the denoising it begins to act.")
+    stop: float = Field(1.0, ge=0, le=1, description="Where in the denoising it ceases to act.")
+
+    @model_validator(mode="after")
+    def _start_before_stop(self) -> "Options":
+        if self.start >= self.stop:
+            raise ValueError(f"start={self.start:g} must be less than stop={self.stop:g}")
+        return self
+
+    @property
+    def windowed(self) -> bool:
+        """Whether the edit acts in part of the denoising only."""
+        return (self.start, self.stop) != (0, 1)
+
+
+class Edit:
+    """One method: override the stages it needs, and declare what users may set as `Options`.
+
+    `example` are typical options and `neutral` ones that change nothing, both for `t2iedit.testing.check_edit`
+    on the prompt "a red cat and a blue dog". With `negative`, `edit_embedding` sees the negative prompt too.
+    """
+
+    name: ClassVar[str]
+    stages: ClassVar[tuple[str, ...]] = ()
+    negative: ClassVar[bool] = False
+    example: ClassVar[dict[str, Any]] = {}
+    neutral: ClassVar[dict[str, Any] | None] = None
+
+    class Options(Options):
+        pass
+
+    options: Any
+
+    def __init_subclass__(cls) -> None:
+        unknown = [
+            name
+            for name in vars(cls)
+            if name.startswith(("edit_", "patch_")) and name not in STAGES
+        ]
+        if unknown:
+            raise PluginError(
+                f"{cls.__name__} defines {unknown}; the stages of an edit are {list(STAGES)}"
+            )
+        cls.stages = tuple(s for s in STAGES if getattr(cls, s) is not getattr(Edit, s))
+
+    def __init__(self, **options: Any) -> None:
+        """Raises `InvalidOptions` for what `Options` does not allow."""
+        try:
+            self.options = self.Options(**options)
+        except ValidationError as error:
+            raise InvalidOptions(_sentence(type(self), error)) from error
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Edit) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __repr__(self) -> str:
+        given = self.options.model_dump(exclude_defaults=True)
+        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+
+    @property
+    def key(self) -> Key:
+        """The name and all options as canonical JSON: equal keys mean equal effects."""
+        return self.name, json.dumps(self.options.model_dump(mode="json"), sort_keys=True)
+
+    def check(self, run: "Run") -> None:
+        """Raise `EditNotSupported` if this edit cannot act in this run; called before anything runs."""
+
+    def patch_model(self, model: Model) -> Callable[[], None] | None:
+        """Change the model for as long as runs want this edit; return what undoes it."""
+
+    def edit_token_embeds(self, embeds: Tensor, tokens: Tokens, run: "Run") -> Tensor:
+        """The prompt's input embeddings (seq, width) of one encoder; gradients are enabled."""
+        return embeds
+
+    def edit_embedding(self, embedding: TextEmbedding, run: "Run") -> TextEmbedding:
+        """What one encoder made of the prompt."""
+        return embedding
+
+
+@dataclass(eq=False)
+class Run:
+    """One request at work: what an edit may see, and where it reports.
+
+    `step` is the denoiser's step under way, 0 before the first.
+    """
+
+    model: Model
+    prompt: str
+    negative: str | None
+    seeds: tuple[int, ...]
+    size: tuple[int, int]
+    steps: int
+    guidance_scale: float
+    edits: tuple[Edit, ...]
+    step: int = 0
+    report: dict[str, Any] = field(default_factory=lambda: {"warnings": [], "edits": []})
+
+    def __post_init__(self) -> None:
+        self.report["edits"] = [{"name": edit.name} for edit in self.edits]
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is a negative half."""
+        return self.model.guided(self.guidance_scale)
+
+    def doing(self, stage: str, at: float | None = None) -> list[Edit]:
+        """The edits with this stage, in the user's order; only those whose window holds `at`, if given."""
+        return [edit for edit in self.edits if stage in edit.stages and _acts(edit, at)]
+
+    def boundaries(self) -> list[float]:
+        """The fractions of the denoising at which some edit begins or ceases, 0 first."""
+        ends = {end for edit in self.edits for end in (edit.options.start, edit.options.stop)}
+        return sorted({0.0} | {end for end in ends if end < 1})
+
+    def span(self, phrase: str) -> Span:
+        """Where the phrase stands in the prompt; several matches without a number are reported.
+
+        Raises `SpanNotFound`.
+        """
+        span = locate(self.prompt, phrase)
+        bare, number = numbered(phrase)
+        times = len(occurrences(self.prompt, bare))
+        if number is None and times > 1:
+            self.warn(
+                f'"{phrase}" stands {times} times in the prompt and the first is meant;'
+                f' write "{phrase}#2" for the second'
+            )
+        return span
+
+    def warn(self, sentence: str) -> None:
+        """Tell the user, once."""
+        if sentence not in self.report["warnings"]:
+            self.report["warnings"].append(sentence)
+
+    def record(self, edit: Edit, **facts: Any) -> None:
+        """Add what an edit did, as JSON values, to its part of the report."""
+        index = next(i for i, candidate in enumerate(self.edits) if candidate is edit)
+        self.report["edits"][index] |= facts
+
+
+def check_window(edit: Edit) -> None:
+    """Raises `EditNotSupported` if an edit that patches the model is limited to some steps."""
+    if "patch_model" in edit.stages and edit.options.windowed:
+        raise EditNotSupported(
+            f"{edit.name} changes the model itself, so it acts in all steps; leave out start and stop"
+        )
+
+
+def build(edit: type[Edit], values: dict[str, Any]) -> Edit:
+    """The edit with these options. Raises `InvalidOptions`."""
+    return edit(**values)
+
+
+def _acts(edit: Edit, at: float | None) -> bool:
+    return at is None or edit.options.start <= at < edit.options.stop
+
+
+def _sentence(edit: type[Edit], error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "options"
+    known = list(edit.Options.model_fields)
+    if first["type"] == "extra_forbidden":
+        return f'{edit.name} has no option "{key}"; its options are {_listed(known)}'
+    if first["type"] == "missing":
+        return f'{edit.name} needs the option "{key}": {edit.Options.model_fields[key].description}'
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if key == "options" else f"{key}={first['input']!r}: "
+    return f"{edit.name} cannot take {given}{message[0].lower()}{message[1:]}"
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(words)

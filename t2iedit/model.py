@@ -1,0 +1,148 @@
+"""A checkpoint behind few verbs: its encoders, what its pipeline wants to be told, what has been patched."""
+
+import hashlib
+import math
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from t2iedit.conditioning import Conditioning
+from t2iedit.errors import InvalidRequest
+from t2iedit.text import TextEncoder
+
+Undo = Callable[[], None]
+Key = tuple[str, str]
+"""An edit's name and its options as canonical JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What the model is run with unless asked otherwise; `size` is (width, height) in pixels."""
+
+    steps: int
+    guidance_scale: float
+    size: tuple[int, int]
+
+
+class Model(ABC):
+    """A diffusers pipeline, its text encoders, and one lock around whatever hooks or patches it."""
+
+    family: ClassVar[str]
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        encoders: tuple[TextEncoder, ...],
+        defaults: Defaults,
+        *,
+        zero_negative: bool = False,
+    ) -> None:
+        self.pipeline: Any = pipeline
+        self.encoders = encoders
+        self.defaults = defaults
+        self.zero_negative = zero_negative
+        self.name = ""
+        self.lock = threading.RLock()
+        self._patches: list[tuple[Key, Undo | None]] = []
+        freeze(pipeline)
+        self.fingerprint = fingerprint(pipeline)
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return self.pipeline.unet
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pipeline.unet.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipeline.unet.device
+
+    @property
+    def memory_format(self) -> str:
+        """`channels_last` or `contiguous`, read off the denoiser's first convolution."""
+        weight = self.pipeline.unet.conv_in.weight
+        last = weight.is_contiguous(memory_format=torch.channels_last)
+        return "channels_last" if last and not weight.is_contiguous() else "contiguous"
+
+    def encoder(self, name: str) -> TextEncoder:
+        """The encoder of this name."""
+        return next(encoder for encoder in self.encoders if encoder.name == name)
+
+    @abstractmethod
+    def inputs(self, conditioning: Conditioning) -> dict[str, Tensor]:
+        """The conditioning under the names of the pipeline's own call, batch axis first."""
+
+    @abstractmethod
+    def denoiser_inputs(self, conditioning: Conditioning, batch: int) -> dict[str, Any]:
+        """The same as the denoiser's keyword arguments, for a batch that holds both guidance halves if any."""
+
+    def guided(self, guidance_scale: float) -> bool:
+        """Whether the pipeline runs a negative half at this scale, by diffusers' own rule."""
+        return guidance_scale > 1 and self.pipeline.unet.config.time_cond_proj_dim is None
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raises `InvalidRequest` if the model cannot make pictures of this width and height."""
+        step = math.lcm(8, self.pipeline.vae_scale_factor)
+        for side in size:
+            if side < step or side % step:
+                nearest = max(step, round(side / step) * step)
+                raise InvalidRequest(
+                    f"this model cannot make pictures of {size[0]}x{size[1]} pixels: both sides must be"
+                    f" multiples of {step}, for instance {nearest} instead of {side}"
+                )
+
+    def patch(self, wanted: Sequence[tuple[Key, Callable[["Model"], Undo | None]]]) -> None:
+        """Leave exactly the wanted patches on, in this order.
+
+        Those already on stay; the rest are undone in reverse, down to the first that differs.
+        """
+        with self.lock:
+            keys = [key for key, _ in wanted]
+            kept = _shared_beginning([key for key, _ in self._patches], keys)
+            while len(self._patches) > kept:
+                _, undo = self._patches.pop()
+                if undo is not None:
+                    undo()
+            for key, apply in wanted[kept:]:
+                self._patches.append((key, apply(self)))
+
+
+def freeze(pipeline: DiffusionPipeline) -> None:
+    """Evaluation mode and no gradients, in every module."""
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module):
+            component.eval().requires_grad_(False)
+
+
+def fingerprint(pipeline: DiffusionPipeline) -> str:
+    """Twelve hexadecimal digits that tell apart checkpoints: names, shapes, dtypes and some values of all weights."""
+    digest = hashlib.sha256()
+    for name, component in sorted(pipeline.components.items()):
+        if isinstance(component, nn.Module):
+            for key, value in component.state_dict().items():
+                digest.update(f"{name}.{key} {tuple(value.shape)} {value.dtype}".encode())
+                digest.update(_sample(value))
+    return digest.hexdigest()[:12]
+
+
+def _sample(value: Tensor, count: int = 64) -> bytes:
+    flat = value.detach().flatten()
+    sample = flat[:: max(1, len(flat) // count)]
+    return sample.cpu().to(torch.float32).numpy().tobytes()
+
+
+def _shared_beginning(first: Sequence[Key], second: Sequence[Key]) -> int:
+    length = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length

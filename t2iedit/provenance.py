@@ -1,0 +1,139 @@
+"""What made an image, inside the image: A1111's `parameters` for people, the whole request as JSON for repeating."""
+
+import json
+import os
+import platform
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from t2iedit.errors import OutputNotWritable, RecipeNotUsable
+from t2iedit.hookspecs import hookimpl
+
+RECIPE = "t2iedit"
+PARAMETERS = "parameters"
+LIBRARIES = ("torch", "diffusers", "transformers")
+MAX_PIXELS = 64_000_000
+
+
+@hookimpl
+def image_ready(image: Any, request: Any, report: dict[str, Any]) -> None:
+    """Record the request, complete with the defaults that held, and the circumstances."""
+    run = report["run"]
+    settings = ("model", "steps", "guidance_scale", "size", "dtype")
+    recipe = request.to_json() | {key: run[key] for key in settings if run[key]}
+    recipe |= {"seeds": list(request.seeds), "guidance_scale": run["guidance_scale"]}
+    made_with = {key: value for key, value in run.items() if key not in settings}
+    made_with |= {"edits": report["edits"]}
+    image.info[RECIPE] = json.dumps(recipe | {"made_with": made_with}, ensure_ascii=False)
+    image.info[PARAMETERS] = parameters(recipe, run)
+
+
+def environment() -> dict[str, str]:
+    """The versions that pictures depend on."""
+    return {"python": platform.python_version()} | {
+        name: _version(name) for name in (RECIPE, *LIBRARIES)
+    }
+
+
+def parameters(recipe: dict[str, Any], run: dict[str, Any]) -> str:
+    """The recipe as A1111 writes it and other programs read it."""
+    width, height = recipe["size"]
+    facts = {
+        "Steps": recipe["steps"],
+        "Sampler": run["scheduler"].removesuffix("Scheduler"),
+        "CFG scale": f"{recipe['guidance_scale']:g}",
+        "Seed": recipe["seeds"][0],
+        "Size": f"{width}x{height}",
+        "Model hash": run["fingerprint"],
+        "Model": Path(recipe.get("model", "")).name,
+        "Version": f"t2iedit {run['versions'][RECIPE]}",
+    }
+    edits = ", ".join(_edit_text(edit) for edit in recipe.get("edits", []))
+    if edits:
+        facts["t2iedit"] = json.dumps(edits, ensure_ascii=False)
+    lines = [recipe["prompt"]]
+    if recipe.get("negative"):
+        lines.append(f"Negative prompt: {recipe['negative']}")
+    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in facts.items())])
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The recipe inside a PNG, its circumstances under `made_with`. Raises `RecipeNotUsable`."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise RecipeNotUsable(f'"{path}" is larger than {MAX_PIXELS} pixels')
+            image.load()
+            text = image.info.get(RECIPE)
+    except FileNotFoundError as error:
+        raise RecipeNotUsable(f'there is no file "{path}"; give a PNG that t2iedit made') from error
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+        raise RecipeNotUsable(
+            f'"{path}" cannot be read as a PNG ({error}); give a PNG that t2iedit made'
+        ) from error
+    return _parse(text, path)
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write a PNG with its text chunks, whole or not at all. Raises `OutputNotWritable`."""
+    chunks = PngInfo()
+    for key, value in image.info.items():
+        if isinstance(value, str):
+            chunks.add_itxt(key, value)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            image.save(file, format="PNG", pnginfo=chunks)
+        os.chmod(unfinished, 0o666 & ~_umask())
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError) -> OutputNotWritable:
+    return OutputNotWritable(
+        f'cannot write "{path}" ({error.strerror or error}); choose a place you may write to with -o'
+    )
+
+
+def _parse(text: str | None, path: str | Path) -> dict[str, Any]:
+    if text is None:
+        raise RecipeNotUsable(
+            f'"{path}" holds no t2iedit recipe; only images made by t2iedit and saved unchanged can be repeated'
+        )
+    try:
+        recipe = json.loads(text)
+    except ValueError as error:
+        raise RecipeNotUsable(f'the recipe in "{path}" is not valid JSON ({error})') from error
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("prompt"), str):
+        raise RecipeNotUsable(f'the recipe in "{path}" has no prompt')
+    return recipe
+
+
+def _edit_text(edit: dict[str, Any]) -> str:
+    options = ", ".join(f"{key}={value}" for key, value in edit["options"].items())
+    return f"{edit['name']}({options})"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "?"

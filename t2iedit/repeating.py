@@ -1,0 +1,62 @@
+"""Repeating the run recorded in an image, and saying what differs from when it was made."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from t2iedit.errors import RecipeNotUsable, UserError
+from t2iedit.model import Model
+from t2iedit.plugins import installed
+from t2iedit.provenance import environment, read_recipe
+from t2iedit.request import Request
+
+
+def recorded(path: str | Path) -> tuple[Request, dict[str, Any]]:
+    """The request inside an image, and the circumstances of its making. Raises `RecipeNotUsable`."""
+    recipe = read_recipe(path)
+    made_with = recipe.pop("made_with", {})
+    if not isinstance(made_with, dict):
+        raise RecipeNotUsable(f'the recipe in "{path}" is damaged: made_with is no object')
+    _refuse_missing(recipe, made_with, path)
+    try:
+        return Request.from_json(recipe), made_with
+    except UserError as error:
+        raise RecipeNotUsable(f'the recipe in "{path}" cannot be repeated: {error}') from error
+
+
+def differences(model: Model, request: Request, made_with: dict[str, Any]) -> list[str]:
+    """Sentences on what is not as it was, so that the image may come out otherwise."""
+    now = {
+        "weights": model.fingerprint,
+        "scheduler": type(model.pipeline.scheduler).__name__,
+        "device": model.device.type,
+        "memory format": model.memory_format,
+        "number of threads": torch.get_num_threads(),
+    } | environment()
+    then = {
+        "weights": made_with.get("fingerprint"),
+        "scheduler": made_with.get("scheduler"),
+        "device": made_with.get("device"),
+        "memory format": made_with.get("memory_format"),
+        "number of threads": made_with.get("threads"),
+    } | made_with.get("versions", {})
+    return [
+        f"the recorded {name} was {then[name]}, here it is {value}; the image may differ"
+        for name, value in now.items()
+        if then.get(name) not in (None, value)
+    ]
+
+
+def _refuse_missing(recipe: dict[str, Any], made_with: dict[str, Any], path: str | Path) -> None:
+    sources = made_with.get("plugins", {})
+    edits = recipe.get("edits", [])
+    names = [edit.get("name") for edit in edits if isinstance(edit, dict)]
+    missing = [str(name) for name in names if name not in installed().edits]
+    if missing:
+        wanted = ", ".join(
+            f'"{name}" of {sources.get(name, "an unknown plugin")}' for name in missing
+        )
+        raise RecipeNotUsable(
+            f'"{path}" was made with edits that are not installed: {wanted}; install the plugin and repeat'
+        )

@@ -1,0 +1,134 @@
+"""One generation as data: what was asked, as Python and as JSON, and what came of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from PIL.Image import Image
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from t2iedit.edit import Edit
+from t2iedit.errors import InvalidRequest, UserError
+from t2iedit.plugins import installed
+
+MAX_SEED = 2**63 - 1
+
+
+class Request(BaseModel):
+    """A prompt, its edits and how to run them; None means the model's own default.
+
+    `seeds` makes one image each; `seed=n` means `seeds=[n]`. `size` is (width, height) in pixels.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False
+    )
+
+    prompt: str
+    negative: str | None = None
+    model: str = "shapes"
+    seeds: tuple[int, ...] = (0,)
+    steps: int | None = Field(None, ge=1, le=1000)
+    guidance_scale: float | None = Field(None, ge=0, le=100)
+    size: tuple[int, int] | None = None
+    dtype: str | None = None
+    edits: tuple[Edit, ...] = ()
+
+    def __init__(self, prompt: str, **values: Any) -> None:
+        """Raises `InvalidRequest`, and what the edits raise for their options."""
+        try:
+            super().__init__(prompt=prompt, **values)
+        except ValidationError as error:
+            cause = error.errors()[0].get("ctx", {}).get("error")
+            if isinstance(cause, UserError):
+                raise cause from None
+            raise InvalidRequest(_sentence(error)) from error
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Request":
+        """The request that `to_json` wrote. Raises `InvalidRequest`."""
+        if not isinstance(data, dict) or not isinstance(data.get("prompt"), str):
+            raise InvalidRequest('a request is a JSON object with at least a "prompt"')
+        return cls(**data)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, without what was left to the defaults."""
+        return self.model_dump(mode="json", exclude_defaults=True) | {"prompt": self.prompt}
+
+    def for_seed(self, seed: int) -> "Request":
+        """The same request for one image."""
+        return self.model_copy(update={"seeds": (seed,)})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_seed(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "seed" in data:
+            if "seeds" in data:
+                raise ValueError("give seed or seeds, not both")
+            data = dict(data)
+            data["seeds"] = (data.pop("seed"),)
+        return data
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_usable(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds:
+            raise ValueError("at least one seed is needed")
+        if any(not 0 <= seed <= MAX_SEED for seed in seeds):
+            raise ValueError(f"a seed is a whole number from 0 to {MAX_SEED}")
+        return seeds
+
+    @field_validator("edits", mode="before")
+    @classmethod
+    def _edits_from_json(cls, edits: Any) -> Any:
+        if not isinstance(edits, list | tuple):
+            raise ValueError("edits is a list of edits")
+        return tuple(edit if isinstance(edit, Edit) else _edit_from_json(edit) for edit in edits)
+
+    @field_serializer("edits")
+    def _edits_to_json(self, edits: tuple[Edit, ...]) -> list[dict[str, Any]]:
+        return [edit_to_json(edit) for edit in edits]
+
+
+def edit_to_json(edit: Edit) -> dict[str, Any]:
+    """`{"name": ..., "options": {...}}`, defaults left out."""
+    return {
+        "name": edit.name,
+        "options": edit.options.model_dump(mode="json", exclude_defaults=True),
+    }
+
+
+def _edit_from_json(data: Any) -> Edit:
+    if not isinstance(data, dict) or set(data) - {"name", "options"} or "name" not in data:
+        raise ValueError('an edit is {"name": ..., "options": {...}}')
+    return installed().edit(data["name"])(**data.get("options", {}))
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f'a request has no "{key}"; it has {", ".join(Request.model_fields)}'
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key}={first['input']!r}: {message[0].lower()}{message[1:]}" if key else message
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The images in the order of the request's seeds, and what the edits reported."""
+
+    images: tuple[Image, ...]
+    request: Request
+    report: dict[str, Any]
+
+    @property
+    def image(self) -> Image:
+        """The first image."""
+        return self.images[0]

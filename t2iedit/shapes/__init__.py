@@ -1,0 +1,1 @@
+"""The bundled world: scenes of coloured shapes, drawn, described, painted by a small model, and detected."""

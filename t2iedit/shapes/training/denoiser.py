@@ -1,0 +1,137 @@
+"""The denoiser: velocity prediction on stored latents, the frozen text encoder's rows as condition."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from t2iedit.shapes.training.loop import Batch, Losses, Schedule, train
+from t2iedit.shapes.training.scenes_by_step import caption_of, picture, rng, to_tensor
+
+FIRST = 10_000_000
+"""The bank's scenes begin here, far from those the autoencoder saw."""
+PART = 1000
+UNCONDITIONAL = 0.1
+"""The share of captions left empty, for guidance."""
+
+
+def new_scheduler() -> DDIMScheduler:
+    """SD's noise, rescaled to end in pure noise: without that, black and white backgrounds come out gray."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+def new_unet(
+    width: int, sample_size: int = 16, channels: tuple[int, ...] = (64, 128, 192)
+) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=sample_size,
+        down_block_types=("CrossAttnDownBlock2D",) * (len(channels) - 1) + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (len(channels) - 1),
+        block_out_channels=channels,
+        layers_per_block=1,
+        # The number of heads, whatever its name says.
+        attention_head_dim=tuple(count // 32 for count in channels),
+        cross_attention_dim=width,
+    )
+
+
+@torch.no_grad()
+def bank_latents(
+    accelerator: Accelerator, vae: AutoencoderKL, count: int, folder: Path
+) -> list[Path]:
+    """Encode scenes `FIRST`, `FIRST + 1` ... once, in parts, so that a killed run goes on at the next part."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vae.to(accelerator.device)  # type: ignore[arg-type]
+    paths = [folder / f"{number:05d}.safetensors" for number in range(max(1, count // PART))]
+    for number, path in enumerate(paths):
+        if not path.exists():
+            first = FIRST + number * PART
+            latents = [
+                _encode(accelerator, vae, range(index, index + 50))
+                for index in range(first, first + min(PART, count), 50)
+            ]
+            unfinished = path.with_suffix(".tmp")
+            save_file({"latents": torch.cat(latents)}, unfinished)
+            unfinished.replace(path)
+    return paths
+
+
+def _encode(accelerator: Accelerator, vae: AutoencoderKL, indices: range) -> Tensor:
+    size = vae.config["sample_size"]
+    images = to_tensor([picture(index, size) for index in indices]).to(accelerator.device)
+    with accelerator.autocast():
+        latents = vae.encode(images).latent_dist.mean.float()
+    return (latents * vae.config["scaling_factor"]).half().cpu()
+
+
+def train_denoiser(
+    accelerator: Accelerator,
+    unet: UNet2DConditionModel,
+    text: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    bank: list[Path],
+    schedule: Schedule,
+    folder: Path,
+    workers: int,
+) -> None:
+    latents = torch.cat([load_file(path)["latents"] for path in bank])
+    scheduler = new_scheduler()
+    text.eval().requires_grad_(False).to(accelerator.device)  # type: ignore[arg-type]
+    if accelerator.device.type == "cpu":
+        # The fused kernel's backward pass is several times slower there.
+        unet.set_attn_processor(AttnProcessor())
+
+    def make_batch(step: int) -> Batch:
+        random = rng("denoiser", step)
+        chosen = [random.randrange(len(latents)) for _ in range(schedule.batch_size)]
+        captions = [
+            "" if random.random() < UNCONDITIONAL else caption_of(FIRST + index, step)
+            for index in chosen
+        ]
+        ids = tokenizer(
+            captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+        ).input_ids
+        generator = torch.Generator().manual_seed(step)
+        clean = latents[chosen].float()
+        times = torch.randint(0, 1000, (len(chosen),), generator=generator)
+        return {
+            "latents": clean,
+            "noise": torch.randn(clean.shape, generator=generator),
+            "times": times,
+            "ids": ids,
+        }
+
+    def losses(module: nn.Module, batch: Batch, step: int) -> Losses:
+        with torch.no_grad():
+            rows = text(batch["ids"]).last_hidden_state
+        return {"velocity": velocity_loss(module, scheduler, batch, rows)}
+
+    train(accelerator, unet, make_batch, losses, schedule, folder, workers=workers)
+
+
+def velocity_loss(
+    module: nn.Module, scheduler: DDIMScheduler, batch: Batch, rows: Tensor
+) -> Tensor:
+    """Squared error of the velocity, late steps weighed down (min-SNR with gamma 5, plus one at pure noise)."""
+    clean, noise, times = batch["latents"], batch["noise"], batch["times"]
+    noisy = scheduler.add_noise(clean, noise, times)  # type: ignore[arg-type]
+    target = scheduler.get_velocity(clean, noise, times)  # type: ignore[arg-type]
+    predicted = module(noisy, times, rows).sample.float()
+    alpha = scheduler.alphas_cumprod.to(times.device)[times]
+    ratio = alpha / (1 - alpha) + 1
+    weight = ratio.clamp(max=5) / ratio
+    return (weight * (predicted - target).square().mean(dim=(1, 2, 3))).mean()
