@@ -77,5 +77,5 @@ def _type(field: dict[str, Any]) -> str:
     return f"{field.get('type', 'any')}{bounds}"
 
 
-def _bound(value: float | None) -> str:
+def _bound(value: float | int | None) -> str:
     return "" if value is None else f"{value:g}"

@@ -118,10 +118,10 @@ def _cross(arm: float, half: float) -> Distance:
 DISTANCES: dict[str, Distance] = {
     "circle": circle,
     "square": polygon((-0.72, -0.72), (0.72, -0.72), (0.72, 0.72), (-0.72, 0.72)),
-    "triangle": polygon((0, -0.95), (0.9, 0.65), (-0.9, 0.65)),
+    "triangle": polygon((0.0, -0.95), (0.9, 0.65), (-0.9, 0.65)),
     "star": _spiked(5, 1.0, 0.42),
     "heart": heart,
-    "diamond": polygon((0, -1), (0.62, 0), (0, 1), (-0.62, 0)),
+    "diamond": polygon((0.0, -1.0), (0.62, 0.0), (0.0, 1.0), (-0.62, 0.0)),
     "ring": ring,
     "cross": _cross(0.92, 0.3),
 }

@@ -65,7 +65,7 @@ def bank_latents(
                 for index in range(first, first + min(PART, count), 50)
             ]
             unfinished = path.with_suffix(".tmp")
-            save_file({"latents": torch.cat(latents)}, unfinished)
+            save_file({"latents": torch.cat(latents).contiguous()}, unfinished)
             unfinished.replace(path)
     return paths
 

@@ -1,0 +1,172 @@
+"""T2I-Zero's Algorithm 1 on hand-worked tensors, and known-wrong variants that must fail."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from t2iedit_zero.similarity import correct, similarity
+
+import t2iedit
+from t2iedit import Kind
+from t2iedit.plugins import installed
+
+Zero = installed().edit("t2i_zero")
+PROMPT = "a red cat and a blue dog"
+
+# Row 0 is BOS, a norm outlier; 1 and 2 are the words that the examples below work with.
+ROWS = torch.tensor([[90.0, 0.0], [2.0, 1.0], [1.0, 3.0], [0.5, -1.0]], dtype=torch.float64)
+
+
+def corrected(**options):
+    settings = {"tau": 0.0, "gamma": 9, "alpha": 1.0} | options
+    return correct(ROWS, settings.pop("concepts", [1]), settings.pop("scope", [1, 2]), **settings)
+
+
+def row(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_similarity_is_elementwise_and_normalised_by_its_maximum():
+    # S = [[2*2, 1*1], [2*1, 1*3]] = [[4, 1], [2, 3]], max 4.
+    weights = similarity(ROWS[1], ROWS[[1, 2]], tau=0.0, normalise="before")
+    assert torch.equal(weights, torch.tensor([[1.0, 0.25], [0.5, 0.75]], dtype=torch.float64))
+
+
+def test_correction_matches_hand_worked_numbers():
+    # g = (1, .25)*(2, 1) + (.5, .75)*(1, 3) = (2.5, 2.5).
+    assert torch.equal(corrected()[1], row(2.5, 2.5))
+    # alpha = .5: (2, 1)/2 + (2.5, 2.5)/2.
+    assert torch.equal(corrected(alpha=0.5)[1], row(2.25, 1.75))
+
+
+def test_threshold_comes_after_normalising_by_default():
+    # tau = .5 keeps S~ > .5 of [[1, .25], [.5, .75]]: 1 and .75, so g = (2, .75*3).
+    assert torch.equal(corrected(tau=0.5)[1], row(2.0, 2.25))
+
+
+def test_threshold_before_normalising_is_on_raw_products():
+    # tau = .5 keeps all of [[4, 1], [2, 3]]; the result is that of no threshold.
+    assert torch.equal(corrected(tau=0.5, normalise="after")[1], row(2.5, 2.5))
+    assert not torch.equal(corrected(tau=0.5)[1], corrected(tau=0.5, normalise="after")[1])
+
+
+def test_window_of_nought_leaves_only_the_own_row():
+    # S~ of row 1 is (1, .25), so g = (2, .25).
+    assert torch.equal(corrected(gamma=0)[1], row(2.0, 0.25))
+
+
+def test_own_row_can_be_left_out():
+    # Only row 2: S = (2, 3), max 3, so g = (2/3*1, 1*3).
+    assert torch.allclose(corrected(include_self=False)[1], row(2 / 3, 3.0))
+
+
+def test_alone_and_without_itself_there_is_nothing_to_add():
+    assert torch.equal(corrected(include_self=False, scope=[1])[1], row(0.0, 0.0))
+
+
+def test_all_concepts_are_corrected_from_the_original_rows():
+    both = corrected(concepts=[1, 2])
+    assert torch.equal(both[1], corrected(concepts=[1])[1])
+    assert torch.equal(both[2], corrected(concepts=[2])[2])
+    sequential = correct(corrected(concepts=[1]), [2], [1, 2], tau=0.0, gamma=9, alpha=1.0)
+    assert not torch.equal(sequential[2], both[2])
+
+
+def test_dot_product_similarity_would_be_wrong():
+    # A scalar weight per row, f_1.f_i = (5, 5) over 5, would give g = (2, 1) + (1, 3) = (3, 4).
+    weights = ROWS[[1, 2]] @ ROWS[1]
+    naive = ((weights / weights.max())[:, None] * ROWS[[1, 2]]).sum(dim=0)
+    assert torch.equal(naive, row(3.0, 4.0))
+    assert not torch.equal(corrected()[1], naive)
+
+
+def test_bos_in_the_scope_would_set_the_scale():
+    # With row 0, max(S) is 180 instead of 4, and what the words contribute nearly vanishes.
+    assert corrected(scope=[0, 1, 2])[1][1] < 0.1 < corrected()[1][1]
+
+
+def test_other_rows_stay():
+    edited = corrected()
+    assert torch.equal(edited[[0, 2, 3]], ROWS[[0, 2, 3]])
+
+
+def test_input_is_not_changed():
+    before = ROWS.clone()
+    corrected()
+    assert torch.equal(ROWS, before)
+
+
+def test_products_without_a_positive_one_give_no_correction():
+    rows = torch.tensor([[0.0, 0.0], [1.0, -1.0], [-1.0, 1.0]])
+    edited = correct(rows, [1], [2], tau=0.0, gamma=9, alpha=1.0)
+    assert torch.equal(edited[1], torch.zeros(2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.floats(-4, 4, width=32), min_size=3, max_size=3), min_size=5, max_size=5),
+    st.floats(0, 1),
+    st.floats(0, 0.99),
+    st.integers(0, 5),
+    st.floats(0.5, 4),
+)
+def test_correction_is_linear_in_scale(values, alpha, tau, gamma, factor):
+    # S~ does not depend on the scale of f, so scaling f scales the result.
+    rows = torch.tensor(values, dtype=torch.float64)
+
+    def apply(matrix):
+        return correct(matrix, [1, 3], [1, 2, 3, 4], tau=tau, gamma=gamma, alpha=alpha)
+
+    close = torch.allclose(apply(rows * factor), apply(rows) * factor, atol=1e-6)
+    # A weight within rounding of the threshold may fall on either side of it.
+    products = torch.cat([rows[c] * rows[1:] / (rows[c] * rows[1:]).max() for c in (1, 3)])
+    assert close or (products - tau).abs().min() < 1e-9
+
+
+def embedding(model, *edits, prompt=PROMPT):
+    run = t2iedit.start(model, t2iedit.Request(prompt, steps=1, edits=edits))
+    return t2iedit.condition([run])[0].prompt
+
+
+def test_only_the_concepts_rows_change(model):
+    edit = Zero(concepts=["red cat", "dog"], alpha=1)
+    for plain, edited in zip(embedding(model), embedding(model, edit), strict=True):
+        changed = (plain.hidden != edited.hidden).any(dim=1).nonzero().flatten().tolist()
+        assert changed == [2, 3, 7]
+
+
+def test_indices_shifted_by_one_more_bos_would_hit_other_words(sd1):
+    # The public port adds 1 for BOS twice; rows 3, 4 are "cat and".
+    (edited,) = embedding(sd1, Zero(concepts=["red cat"]))
+    (plain,) = embedding(sd1)
+    changed = (plain.hidden != edited.hidden).any(dim=1).nonzero().flatten().tolist()
+    pieces = sd1.encoders[0].tokenizer.convert_ids_to_tokens(plain.tokens.ids[changed].tolist())
+    assert pieces == ["red</w>", "cat</w>"]
+
+
+def test_padding_takes_part_only_when_asked(sd1):
+    def edited(scope):
+        return embedding(sd1, Zero(concepts=["dog"], scope=scope, gamma=70, alpha=1))[0].hidden[7]
+
+    assert not torch.equal(edited("words"), edited("words+eot"))
+    assert not torch.equal(edited("words+eot"), edited("words+eot+pad"))
+
+
+def test_correction_can_bring_back_what_decor_removed(sd1):
+    decor = installed().edit("decor")(undesired=["blue"], rows="words")
+    zero = Zero(concepts=["red cat"], alpha=1, gamma=9)
+    undesired = sd1.encoders[0].encode(sd1.encoders[0].tokenize("blue"))
+    direction = undesired.hidden[undesired.tokens.words]
+
+    def leak(*edits):
+        (edited,) = embedding(sd1, *edits)
+        return (edited.hidden[edited.tokens.of(Kind.WORD)] @ direction.T).abs().max()
+
+    assert leak(decor) < 1e-4 < 1e-2 < leak(decor, zero)
+    assert leak(zero, decor) < 1e-4
+
+
+@pytest.mark.parametrize("concepts", [[], ["elephant"]])
+def test_useless_concepts_are_refused(sd1, concepts):
+    with pytest.raises(t2iedit.UserError):
+        embedding(sd1, Zero(concepts=concepts))
