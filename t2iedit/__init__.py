@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from t2iedit.edit import Phrase as Phrase
     from t2iedit.edit import Prompt as Prompt
     from t2iedit.edit import Run as Run
+    from t2iedit.encoding import condition as condition
     from t2iedit.errors import EditNotSupported as EditNotSupported
     from t2iedit.errors import T2IEditError as T2IEditError
     from t2iedit.errors import UserError as UserError
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from t2iedit.model import Model as Model
     from t2iedit.opening import open_model as open_model
     from t2iedit.pipeline import Progress as Progress
-    from t2iedit.pipeline import condition as condition
     from t2iedit.pipeline import denoise as denoise
     from t2iedit.pipeline import generate as generate
     from t2iedit.pipeline import start as start
@@ -52,7 +52,7 @@ _HOMES = {
     "TextEncoder": "text",
     "Tokens": "text",
     "UserError": "errors",
-    "condition": "pipeline",
+    "condition": "encoding",
     "denoise": "pipeline",
     "generate": "pipeline",
     "hookimpl": "hookspecs",
@@ -63,7 +63,35 @@ _HOMES = {
     "start": "pipeline",
 }
 
-__all__ = [*sorted(_HOMES)]  # noqa: PLE0604
+__all__ = [
+    "Conditioning",
+    "Edit",
+    "EditNotSupported",
+    "Kind",
+    "Model",
+    "Options",
+    "Phrase",
+    "Progress",
+    "Prompt",
+    "Request",
+    "Result",
+    "Run",
+    "Span",
+    "T2IEditError",
+    "TextEmbedding",
+    "TextEncoder",
+    "Tokens",
+    "UserError",
+    "condition",
+    "denoise",
+    "generate",
+    "hookimpl",
+    "locate",
+    "open_model",
+    "read_recipe",
+    "save_image",
+    "start",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -44,6 +44,9 @@ class Options(BaseModel):
         return (self.start, self.stop) != (0, 1)
 
 
+BaseOptions = Options
+
+
 class Edit:
     """One method: override the stages it needs, and declare what users may set as `Options`.
 
@@ -57,9 +60,7 @@ class Edit:
     example: ClassVar[dict[str, Any]] = {}
     neutral: ClassVar[dict[str, Any] | None] = None
 
-    class Options(Options):
-        pass
-
+    Options: ClassVar[type[BaseOptions]] = BaseOptions
     options: Any
 
     def __init_subclass__(cls) -> None:

@@ -83,7 +83,7 @@ def save_image(image: Image.Image, path: Path) -> None:
     """Write a PNG with its text chunks, whole or not at all. Raises `OutputNotWritable`."""
     chunks = PngInfo()
     for key, value in image.info.items():
-        if isinstance(value, str):
+        if isinstance(key, str) and isinstance(value, str):
             chunks.add_itxt(key, value)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ Write `pytest_plugins = ["t2iedit.testing"]` in a conftest.py for the fixtures, 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 from t2iedit.conditioning import Conditioning, Embeddings
 from t2iedit.edit import Edit, Run
+from t2iedit.encoding import condition
 from t2iedit.model import Model
 from t2iedit.opening import open_model
-from t2iedit.pipeline import Progress, condition, generate, start
+from t2iedit.pipeline import Progress, generate, start
 from t2iedit.request import Request, edit_to_json
 from t2iedit.text import Kind
 from t2iedit.tiny import FAMILIES, tiny_pipeline
@@ -73,7 +75,9 @@ def check_options(edit: type[Edit]) -> None:
     """The example's options survive JSON."""
     original = edit(**edit.example)
     data = edit_to_json(original)
-    assert edit(**data["options"]) == original, f"{edit.name}: options change on their way through JSON"
+    assert edit(**data["options"]) == original, (
+        f"{edit.name}: options change on their way through JSON"
+    )
 
 
 def check_effect(edit: type[Edit], model: Model) -> None:
@@ -86,7 +90,9 @@ def check_neutral(edit: type[Edit], model: Model) -> None:
     """The neutral options change nothing, bit for bit; an edit without them is let off."""
     if edit.neutral is not None:
         neutral = _pixels(model, (edit(**edit.neutral),))
-        assert torch.equal(_pixels(model, ()), neutral), f"{edit.name}: neutral options have an effect"
+        assert torch.equal(_pixels(model, ()), neutral), (
+            f"{edit.name}: neutral options have an effect"
+        )
 
 
 def check_purity(edit: type[Edit], model: Model) -> None:
@@ -127,10 +133,8 @@ def check_restored(edit: type[Edit], model: Model) -> None:
         raise _Stopped
 
     for on_step in (None, fail):
-        try:
+        with suppress(_Stopped):
             generate(model, _request(edit(**edit.example)), on_step=on_step)
-        except _Stopped:
-            pass
         assert torch.equal(_pixels(model, ()), reference), f"{edit.name}: the model is not restored"
         _assert_same_state(edit, state, _state(model))
 
@@ -165,7 +169,9 @@ def _state(model: Model) -> dict[str, Any]:
     return {
         "weights": [value.clone() for m in modules for value in m.state_dict().values()],
         "classes": [type(part) for m in modules for part in m.modules()],
-        "hooks": sum(len(p._forward_hooks) + len(p._forward_pre_hooks) for m in modules for p in m.modules()),
+        "hooks": sum(
+            len(p._forward_hooks) + len(p._forward_pre_hooks) for m in modules for p in m.modules()
+        ),
         "attention": [type(p).__name__ for p in model.pipeline.unet.attn_processors.values()],
     }
 

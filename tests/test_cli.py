@@ -90,7 +90,9 @@ def test_batches_stay_within_two_levels(cli):
 
 
 def test_json_is_one_value(cli):
-    code, out, _ = cli("generate", "a red cat", "--json", "-e", "decor", "undesired=fog", "-o", "x.png")
+    code, out, _ = cli(
+        "generate", "a red cat", "--json", "-e", "decor", "undesired=fog", "-o", "x.png"
+    )
     made = json.loads(out)
     assert code == 0 and made["images"] == [{"path": "x.png", "seed": 0}]
     assert made["request"]["edits"] == [{"name": "decor", "options": {"undesired": ["fog"]}}]
@@ -103,7 +105,18 @@ def test_model_folder_gives_steps_guidance_and_size(cli):
 
 
 def test_flags_override_the_models_defaults(cli):
-    flags = ["--steps", 1, "--guidance", 0, "--size", "72x64", "--dtype", "bfloat16", "--device", "cpu"]
+    flags = [
+        "--steps",
+        1,
+        "--guidance",
+        0,
+        "--size",
+        "72x64",
+        "--dtype",
+        "bfloat16",
+        "--device",
+        "cpu",
+    ]
     report = json.loads(cli("generate", "a cat", "--json", *flags)[1])["report"]["run"]
     assert (report["steps"], report["guidance_scale"], report["size"]) == (1, 0.0, [72, 64])
     assert report["dtype"] == "bfloat16"
@@ -120,12 +133,25 @@ def test_same_edit_may_come_twice_and_order_is_kept(cli):
 
 def test_prompt_may_follow_two_dashes_or_another_flag(cli, tiny):
     for tail in (["--", "a cat"], ["--steps", "1", "a cat"]):
-        code, out, _ = cli("generate", "-m", tiny, "-e", "decor", "undesired=fog", *tail, model=None)
+        code, out, _ = cli(
+            "generate", "-m", tiny, "-e", "decor", "undesired=fog", *tail, model=None
+        )
         assert (code, len(out.split())) == (0, 1)
 
 
 def test_from_repeats_the_image_bit_for_bit(cli):
-    cli("generate", "a red cat", "--seed", 4, "-e", "decor", "undesired=fog", "stop=0.5", "-o", "x.png")
+    cli(
+        "generate",
+        "a red cat",
+        "--seed",
+        4,
+        "-e",
+        "decor",
+        "undesired=fog",
+        "stop=0.5",
+        "-o",
+        "x.png",
+    )
     code, out, err = cli("generate", "--from", "x.png", "-o", "y.png", model=None)
     assert (code, out.strip(), err) == (0, "y.png", "")
     assert np.array_equal(pixels("x.png"), pixels("y.png"))
@@ -153,7 +179,9 @@ def test_compare_draws_every_column(cli):
 
 
 def test_compare_with_one_edit_has_two_columns(cli):
-    made = json.loads(cli("compare", "a cat", "--json", "-e", "decor", "undesired=fog", "-o", "g.png")[1])
+    made = json.loads(
+        cli("compare", "a cat", "--json", "-e", "decor", "undesired=fog", "-o", "g.png")[1]
+    )
     assert len(made["columns"]) == 2
 
 
@@ -238,7 +266,11 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_mistake_gives_one_sentence_and_exit_code_2(cli, tiny, case):
     arguments, sentence = WRONG[case]
-    bring = arguments[0] in ("generate", "compare") and "-m" not in arguments and "--from" not in arguments
+    bring = (
+        arguments[0] in ("generate", "compare")
+        and "-m" not in arguments
+        and "--from" not in arguments
+    )
     code, out, err = cli(*arguments, model=tiny if bring else None)
     assert (code, out) == (2, "")
     assert err.startswith("t2iedit: ") and err.count("\n") == 1 and "Traceback" not in err
@@ -268,7 +300,11 @@ def test_failure_of_an_edit_exits_with_1(cli, monkeypatch):
 
     monkeypatch.setattr(installed().edit("decor"), "edit_embedding", explode)
     code, _, err = cli("generate", "a cat", "-e", "decor", "undesired=fog")
-    assert code == 1 and 'the edit "decor" failed with ArithmeticError: boom' in err and err.count("\n") == 1
+    assert (
+        code == 1
+        and 'the edit "decor" failed with ArithmeticError: boom' in err
+        and err.count("\n") == 1
+    )
     with pytest.raises(t2iedit.T2IEditError):
         cli("generate", "a cat", "--debug", "-e", "decor", "undesired=fog")
 
@@ -276,7 +312,9 @@ def test_failure_of_an_edit_exits_with_1(cli, monkeypatch):
 def test_failed_plugin_exits_0_and_1_under_strict(cli, monkeypatch):
     from t2iedit.plugins import PluginInfo, installed
 
-    monkeypatch.setattr(installed(), "infos", [PluginInfo("bad", "evil", "1.0", error="ImportError: no")])
+    monkeypatch.setattr(
+        installed(), "infos", [PluginInfo("bad", "evil", "1.0", error="ImportError: no")]
+    )
     code, out, _ = cli("plugins")
     assert code == 0 and "FAILED: ImportError: no" in out and "evil 1.0" in out
     assert cli("plugins", "--strict")[0] == 1
@@ -299,7 +337,17 @@ def test_help_imports_no_torch():
 
 def test_interrupt_keeps_finished_images_and_exits_130(tiny, tmp_path):
     process = command(
-        "generate", "a cat", "-m", tiny, "--seeds", "0..5000", "--steps", "20", "-o", "out", cwd=tmp_path
+        "generate",
+        "a cat",
+        "-m",
+        tiny,
+        "--seeds",
+        "0..5000",
+        "--steps",
+        "20",
+        "-o",
+        "out",
+        cwd=tmp_path,
     )
     assert process.stdout.readline().strip() == "out/0.png"
     process.send_signal(signal.SIGINT)

@@ -54,7 +54,9 @@ def test_options_cannot_be_changed_afterwards():
 
 
 def test_unknown_edit_is_refused_with_the_nearest_name():
-    with pytest.raises(UnknownEdit, match='no installed plugin has the edit "dekor"; did you mean "decor"'):
+    with pytest.raises(
+        UnknownEdit, match='no installed plugin has the edit "dekor"; did you mean "decor"'
+    ):
         installed().edit("dekor")
 
 
@@ -100,7 +102,9 @@ def test_patching_edit_refuses_a_window(sd1):
 
 
 def test_report_says_how_much_each_edit_changed(sdxl):
-    request = t2iedit.Request("a red cat", steps=1, edits=[Decor(undesired=["cat"]), Decor(undesired=["fog"], alpha=0)])
+    request = t2iedit.Request(
+        "a red cat", steps=1, edits=[Decor(undesired=["cat"]), Decor(undesired=["fog"], alpha=0)]
+    )
     first, second = t2iedit.generate(sdxl, request).report["edits"]
     assert set(first["change"]) == {"clip_l", "clip_g"} and min(first["change"].values()) > 0
     assert set(second["change"].values()) == {0.0}

@@ -138,7 +138,9 @@ def test_hook_with_an_unknown_argument_fails_its_own_plugin_only(entry):
 
 def test_unknown_edit_mentions_failed_plugins(entry):
     plugins = load([entry("bad", broken, "evil")])
-    with pytest.raises(UnknownEdit, match=r"installed: none; these plugins failed to load: bad \(evil\)"):
+    with pytest.raises(
+        UnknownEdit, match=r"installed: none; these plugins failed to load: bad \(evil\)"
+    ):
         plugins.edit("fog")
 
 

@@ -22,7 +22,13 @@ EDITS = (Decor(undesired=["fög"], alpha=0.5, start=0.25), Zero(concepts=["red c
 @pytest.fixture
 def made(sd1, tmp_path):
     request = t2iedit.Request(
-        "a red cat", negative="a dög", steps=2, guidance_scale=3, seeds=(7,), size=(72, 64), edits=EDITS
+        "a red cat",
+        negative="a dög",
+        steps=2,
+        guidance_scale=3,
+        seeds=(7,),
+        size=(72, 64),
+        edits=EDITS,
     )
     result = t2iedit.generate(sd1, request)
     path = tmp_path / "made.png"
@@ -58,8 +64,10 @@ def test_parameters_are_as_a1111_writes_them(made):
     with Image.open(path) as image:
         lines = image.info["parameters"].split("\n")
     assert lines[0] == "a red cat" and lines[1] == "Negative prompt: a dög"
-    assert lines[2].startswith("Steps: 2, Sampler: DDIM, CFG scale: 3, Seed: 7, Size: 72x64, Model hash: ")
-    assert "t2iedit: \"decor(" in lines[2]
+    assert lines[2].startswith(
+        "Steps: 2, Sampler: DDIM, CFG scale: 3, Seed: 7, Size: 72x64, Model hash: "
+    )
+    assert 't2iedit: "decor(' in lines[2]
 
 
 def test_every_difference_is_said(made, sd1):

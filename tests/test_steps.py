@@ -61,7 +61,9 @@ def test_conditioning_changes_where_windows_begin_and_end(sd1):
 def test_whole_window_equals_no_window(model):
     def image(**window):
         edits = [Decor(undesired=["fog"], **window)]
-        return np.asarray(t2iedit.generate(model, t2iedit.Request(PROMPT, steps=3, edits=edits)).image)
+        return np.asarray(
+            t2iedit.generate(model, t2iedit.Request(PROMPT, steps=3, edits=edits)).image
+        )
 
     assert np.array_equal(image(), image(start=0, stop=1))
     assert not np.array_equal(image(), image(start=0.5))

@@ -123,5 +123,7 @@ def test_tokenizer_without_offsets_is_refused(sd1):
     class Slow:
         is_fast = False
 
-    with pytest.raises(ModelNotUsable, match="Slow of the encoder 'clip' gives no character offsets"):
+    with pytest.raises(
+        ModelNotUsable, match="Slow of the encoder 'clip' gives no character offsets"
+    ):
         TextEncoder("clip", Slow(), sd1.encoders[0].transformer)

@@ -31,7 +31,9 @@ def test_two_directions_match_hand_worked_numbers():
     # Rows (1, 0, 0) and (1, 1, 0) span the first two axes, so only the third coordinate is left.
     basis = row_space(tensor((1, 0, 0), (1, 1, 0)), TOL)
     assert basis.shape == (2, 3)
-    assert torch.allclose(project_out(tensor((7, -2, 3)), basis, 1.0), tensor((0, 0, 3)), atol=1e-12)
+    assert torch.allclose(
+        project_out(tensor((7, -2, 3)), basis, 1.0), tensor((0, 0, 3)), atol=1e-12
+    )
 
 
 def test_subtracting_each_undesired_vector_in_turn_would_be_wrong():
@@ -41,7 +43,9 @@ def test_subtracting_each_undesired_vector_in_turn_would_be_wrong():
     for vector in undesired:
         unit = vector / vector.norm()
         naive = naive - (rows @ unit)[:, None] * unit
-    assert not torch.allclose(naive @ undesired.T, torch.zeros(1, 2, dtype=torch.float64), atol=1e-6)
+    assert not torch.allclose(
+        naive @ undesired.T, torch.zeros(1, 2, dtype=torch.float64), atol=1e-6
+    )
     right = project_out(rows, row_space(undesired, TOL), 1.0)
     assert torch.allclose(right @ undesired.T, torch.zeros(1, 2, dtype=torch.float64), atol=1e-12)
 
@@ -72,7 +76,9 @@ def test_bos_among_the_undesired_rows_would_hide_the_rest():
 def matrices(rows, dim):
     numbers = st.floats(-4, 4, allow_nan=False, width=32)
     row = st.lists(numbers, min_size=dim, max_size=dim)
-    return st.lists(row, min_size=rows, max_size=rows).map(lambda m: torch.tensor(m, dtype=torch.float64))
+    return st.lists(row, min_size=rows, max_size=rows).map(
+        lambda m: torch.tensor(m, dtype=torch.float64)
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -83,7 +89,9 @@ def test_projection_has_its_properties(rows, undesired, alpha, order, factor):
     twice = project_out(once, basis, alpha)
     assert torch.allclose(twice, project_out(rows, basis, 1 - (1 - alpha) ** 2), atol=1e-9)
     assert torch.allclose(basis @ basis.T, torch.eye(len(basis), dtype=torch.float64), atol=1e-9)
-    assert torch.allclose(project_out(rows, basis, 1.0) @ basis.T, torch.zeros(1, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose(
+        project_out(rows, basis, 1.0) @ basis.T, torch.zeros(1, dtype=torch.float64), atol=1e-9
+    )
     other = row_space(undesired[list(order)] * factor, TOL)
     if len(other) == len(basis):
         assert torch.allclose(project_out(rows, other, alpha), once, atol=1e-6)
@@ -115,7 +123,9 @@ def test_each_encoder_is_projected_in_its_own_space(sdxl):
     for encoder, before, after in zip(sdxl.encoders, plain, edited, strict=True):
         undesired = encoder.encode(encoder.tokenize("fog"))
         basis = row_space(undesired.hidden[undesired.tokens.words], TOL)
-        assert torch.allclose(after.hidden[1:], project_out(before.hidden[1:], basis, 1.0), atol=1e-6)
+        assert torch.allclose(
+            after.hidden[1:], project_out(before.hidden[1:], basis, 1.0), atol=1e-6
+        )
         assert after.pooled is None or torch.equal(after.pooled, before.pooled)
 
 

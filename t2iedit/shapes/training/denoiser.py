@@ -1,5 +1,8 @@
 """The denoiser: velocity prediction on stored latents, the frozen text encoder's rows as condition."""
 
+# diffusers and transformers annotate less than they take.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
 from pathlib import Path
 
 import torch

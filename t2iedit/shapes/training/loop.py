@@ -70,9 +70,8 @@ def train(
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     ema = _average(module, schedule)
     step = _resume(folder, module, optimizer, rates, ema)
-    loader = DataLoader(
-        Steps(make_batch, step, schedule.steps), batch_size=None, num_workers=workers
-    )
+    batches = Steps(_own_share(accelerator, make_batch), step, schedule.steps)
+    loader = DataLoader(batches, batch_size=None, num_workers=workers)
     log = _Log(folder / "log.jsonl", schedule)
     for batch in loader:
         batch = {key: value.to(accelerator.device) for key, value in batch.items()}
@@ -86,15 +85,22 @@ def train(
         step += 1
         if ema is not None:
             ema.step(module.parameters())
-        log.add(step, terms)
-        if accelerator.is_main_process and (
-            step % schedule.save_every == 0 or step == schedule.steps
-        ):
-            _save(folder, step, module, optimizer, rates, ema)
+        if accelerator.is_main_process:
+            log.add(step, terms)
+            if step % schedule.save_every == 0 or step == schedule.steps:
+                _save(folder, step, module, optimizer, rates, ema)
     accelerator.wait_for_everyone()
     if ema is not None:
         ema.copy_to(module.parameters())
     accelerator.free_memory()
+
+
+def _own_share(
+    accelerator: Accelerator, make_batch: Callable[[int], Batch]
+) -> Callable[[int], Batch]:
+    """Batches of several processes are all different."""
+    processes, own = accelerator.num_processes, accelerator.process_index
+    return lambda step: make_batch(step * processes + own)
 
 
 def _rate(step: int, schedule: Schedule) -> float:

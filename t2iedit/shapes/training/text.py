@@ -1,5 +1,8 @@
 """The text encoder: CLIP trained by contrast with pictures, its rows kept close to their own words."""
 
+# diffusers and transformers annotate less than they take.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
 from dataclasses import replace
 from pathlib import Path
 

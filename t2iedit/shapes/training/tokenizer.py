@@ -1,5 +1,8 @@
 """A byte-pair tokenizer in CLIP's layout, learned from the captions and from plain English."""
 
+# diffusers and transformers annotate less than they take.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
 import json
 from importlib.resources import files
 
@@ -25,7 +28,9 @@ def learn_tokenizer(captions: int = 20_000) -> CLIPTokenizer:
 
 
 def english() -> list[str]:
-    return files(__package__).joinpath("english.txt").read_text(encoding="utf-8").split()
+    return (
+        files("t2iedit.shapes.training").joinpath("english.txt").read_text(encoding="utf-8").split()
+    )
 
 
 def _sentences(captions: int) -> list[str]:

@@ -1,5 +1,8 @@
 """The autoencoder: 128 px to 16 x 16 x 4 latents and back."""
 
+# diffusers and transformers annotate less than they take.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
 from pathlib import Path
 
 import numpy as np

@@ -1,0 +1,172 @@
+"""Train the bundled model from nothing: `python -m t2iedit.shapes.train -o DIR [--preset cpu|gpu|smoke]`.
+
+Stages: tokenizer, autoencoder, text encoder, latents, denoiser. Each checkpoints and is skipped once done, so a killed
+run is started again with the same command. `accelerate launch -m t2iedit.shapes.train` spreads it over processes.
+"""
+
+# diffusers and transformers annotate less than they take.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from t2iedit.shapes.training.denoiser import (
+    bank_latents,
+    new_scheduler,
+    new_unet,
+    train_denoiser,
+)
+from t2iedit.shapes.training.loop import Schedule
+from t2iedit.shapes.training.text import new_text_encoder, train_text_encoder
+from t2iedit.shapes.training.tokenizer import learn_tokenizer
+from t2iedit.shapes.training.vae import new_vae, train_vae
+
+SETTINGS = {"steps": 20, "guidance_scale": 4.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """How long each stage trains; `scenes` latents are encoded for the denoiser."""
+
+    vae: Schedule
+    text: Schedule
+    denoiser: Schedule
+    scenes: int
+    captions: int = 20_000
+
+
+CPU = Preset(
+    vae=Schedule(steps=3200, batch_size=16, learning_rate=2e-3),
+    text=Schedule(steps=1000, batch_size=192, learning_rate=1e-3, warmup=100, save_every=50),
+    denoiser=Schedule(
+        steps=6400, batch_size=32, learning_rate=1.2e-3, hold=0.6, ema_decay=0.999, save_every=200
+    ),
+    scenes=60_000,
+)
+GPU = Preset(
+    vae=Schedule(steps=12_000, batch_size=64, learning_rate=2e-3),
+    text=Schedule(steps=4000, batch_size=512, learning_rate=1e-3),
+    denoiser=Schedule(
+        steps=40_000,
+        batch_size=256,
+        learning_rate=1e-3,
+        hold=0.6,
+        ema_decay=0.9995,
+        save_every=1000,
+    ),
+    scenes=400_000,
+)
+SMOKE = Preset(
+    vae=Schedule(steps=3, batch_size=2, learning_rate=1e-3, save_every=2, log_every=1),
+    text=Schedule(steps=3, batch_size=4, learning_rate=1e-3, save_every=2, log_every=1),
+    denoiser=Schedule(
+        steps=3, batch_size=2, learning_rate=1e-3, ema_decay=0.9, save_every=2, log_every=1
+    ),
+    scenes=50,
+    captions=200,
+)
+PRESETS = {"cpu": CPU, "gpu": GPU, "smoke": SMOKE}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="where checkpoints and model go"
+    )
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
+    parser.add_argument("--denoiser-steps", type=int, help="instead of the preset's")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes")
+    args = parser.parse_args(argv)
+    preset = PRESETS[args.preset]
+    if args.denoiser_steps is not None:
+        preset = replace(preset, denoiser=replace(preset.denoiser, steps=args.denoiser_steps))
+    train_all(preset, args.output, seed=args.seed, workers=args.workers)
+
+
+def train_all(preset: Preset, output: Path, *, seed: int = 0, workers: int = 0) -> Path:
+    """Every stage that is not done yet, in order; the folder of the finished model."""
+    accelerator = Accelerator(mixed_precision="bf16")
+    model, work = output / "model", output / "checkpoints"
+
+    def stage(name: str, load: Callable[[Path], Any], make: Callable[[], Any]) -> Any:
+        """The saved part, else the part that `make` trains, from a seed of its own."""
+        if not (model / name).exists():
+            set_seed(seed)
+            _save(accelerator, make(), model / name)
+        return load(model / name)
+
+    def vae() -> AutoencoderKL:
+        fresh = new_vae()
+        train_vae(accelerator, fresh, preset.vae, work / "vae", workers)
+        return fresh
+
+    def text_encoder() -> CLIPTextModel:
+        fresh = new_text_encoder(tokenizer)
+        train_text_encoder(accelerator, fresh, tokenizer, preset.text, work / "text", workers)
+        return fresh
+
+    def unet() -> UNet2DConditionModel:
+        fresh = new_unet(text.config.hidden_size)
+        bank = bank_latents(accelerator, autoencoder, preset.scenes, work / "latents")
+        train_denoiser(
+            accelerator, fresh, text, tokenizer, bank, preset.denoiser, work / "denoiser", workers
+        )
+        return fresh
+
+    tokenizer = stage(
+        "tokenizer", CLIPTokenizer.from_pretrained, lambda: learn_tokenizer(preset.captions)
+    )
+    autoencoder = stage("vae", AutoencoderKL.from_pretrained, vae)
+    text = stage("text_encoder", CLIPTextModel.from_pretrained, text_encoder)
+    denoiser = stage("unet", UNet2DConditionModel.from_pretrained, unet)
+    if accelerator.is_main_process:
+        assemble(tokenizer, autoencoder, text, denoiser, output / "shapes")
+    return output / "shapes"
+
+
+def assemble(
+    tokenizer: CLIPTokenizer,
+    vae: AutoencoderKL,
+    text: CLIPTextModel,
+    unet: UNet2DConditionModel,
+    folder: Path,
+) -> None:
+    """The parts as one diffusers folder in float16, which plain `from_pretrained(folder)` loads in float32."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(dtype=torch.float16).save_pretrained(folder)
+    # transformers loads in the dtype the config names, diffusers in float32: they must agree.
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"float16"', '"float32"'))
+    (folder / "t2iedit.json").write_text(json.dumps(SETTINGS) + "\n")
+
+
+def _save(accelerator: Accelerator, part: Any, folder: Path) -> None:
+    if accelerator.is_main_process:
+        unfinished = folder.with_name(folder.name + ".tmp")
+        part.save_pretrained(unfinished)
+        unfinished.rename(folder)
+    accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    main()
