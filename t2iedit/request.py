@@ -52,7 +52,7 @@ class Request(BaseModel):
             raise InvalidRequest(_sentence(error)) from error
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Request":
+    def from_json(cls, data: Any) -> "Request":
         """The request that `to_json` wrote. Raises `InvalidRequest`."""
         if not isinstance(data, dict) or not isinstance(data.get("prompt"), str):
             raise InvalidRequest('a request is a JSON object with at least a "prompt"')
@@ -60,7 +60,10 @@ class Request(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, without what was left to the defaults."""
-        return self.model_dump(mode="json", exclude_defaults=True) | {"prompt": self.prompt}
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        if not self.edits:
+            values.pop("edits", None)
+        return values
 
     def for_seed(self, seed: int) -> "Request":
         """The same request for one image."""
@@ -74,6 +77,8 @@ class Request(BaseModel):
                 raise ValueError("give seed or seeds, not both")
             data = dict(data)
             data["seeds"] = (data.pop("seed"),)
+        if isinstance(data, dict) and isinstance(data.get("seeds"), range):
+            data = data | {"seeds": tuple(data["seeds"])}
         return data
 
     @field_validator("seeds")

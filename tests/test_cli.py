@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -263,6 +264,25 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("damaged", ["unet/diffusion_pytorch_model.safetensors", "vae/config.json"])
+def test_damaged_model_is_one_sentence_and_exit_code_2(cli, tiny, tmp_path, damaged):
+    shutil.copytree(tiny, tmp_path / "model")
+    (tmp_path / "model" / damaged).write_bytes(b"{")
+    code, out, err = cli("generate", "a cat", "-o", "x.png", model="model")
+    assert (code, out, err.count("\n")) == (
+        2,
+        "",
+        1,
+    ) and 'the model "model" cannot be loaded' in err
+    assert not Path("x.png").exists()
+
+
+def test_foreign_image_is_one_sentence_and_exit_code_2(cli):
+    Image.new("RGB", (8, 8)).save("foreign.png")
+    code, out, err = cli("generate", "--from", "foreign.png", model=None)
+    assert (code, out, err.count("\n")) == (2, "", 1) and "holds no t2iedit recipe" in err
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_mistake_gives_one_sentence_and_exit_code_2(cli, tiny, case):
     arguments, sentence = WRONG[case]
@@ -278,11 +298,13 @@ def test_mistake_gives_one_sentence_and_exit_code_2(cli, tiny, case):
     assert files() == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_folder_without_permission_is_refused(cli, tmp_path):
+def test_folder_without_permission_is_refused(cli, tmp_path, monkeypatch):
     (tmp_path / "locked").mkdir(mode=0o555)
-    code, _, err = cli("generate", "a cat", "-o", "locked/x.png")
-    assert code == 2 and "no permission" in err
+    if os.geteuid() == 0:  # Root may write anywhere.
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked")
+    code, _, err = cli("generate", "a cat", "-o", "locked/new/x.png")
+    assert code == 2 and 'no permission in "locked"' in err
+    assert files() == []
 
 
 def test_file_in_the_way_of_a_folder_is_refused(cli, tmp_path):

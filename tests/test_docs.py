@@ -43,12 +43,18 @@ def test_guide_leads_from_an_empty_folder_to_a_working_edit(tmp_path):
 
     def command(*arguments):
         made = subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         assert made.returncode == 0, made.stderr
         return made.stdout
 
-    assert re.search(r"hello +t2iedit-hello 0\.1\.0 +hello", command("-m", "t2iedit", "plugins", "--strict"))
+    assert re.search(
+        r"hello +t2iedit-hello 0\.1\.0 +hello", command("-m", "t2iedit", "plugins", "--strict")
+    )
     assert "The factor; 1 changes nothing." in command("-m", "t2iedit", "edits", "hello")
     shutil.copy(project / "test_hello.py", tmp_path)
     assert "1 passed" in command("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_hello.py")

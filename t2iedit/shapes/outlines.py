@@ -22,8 +22,8 @@ BLUNT = (0.0, 0.09)
 """Blurs under which each shape is tried: an autoencoder rounds a small star's points."""
 SLACK = 0.08
 """Errors nearer the outline than this count less: outlines wobble."""
-UNLIKE = 0.16
-CLEARLY = 0.66
+UNLIKE = 0.18
+CLEARLY = 0.7
 """The best shape's error is at most this much of the second's."""
 
 Array = np.ndarray

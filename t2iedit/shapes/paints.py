@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFilter
+from scipy import ndimage
 
 from t2iedit.errors import InvalidRequest
 from t2iedit.shapes.masks import grown, labelled, nearest_of
@@ -27,6 +28,7 @@ DARK = 0.75
 SHADED = 0.04
 CORE = 12
 """Even pixels of one paint that make an object."""
+NEARBY = 9
 REACH = 18
 """How far from them an object may extend: a dark stripe can hide a star's tip."""
 
@@ -36,12 +38,17 @@ PAINTS = np.asarray(list(COLORS.values()), np.float32)
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What every step reads: the colours, the background's, and which pixels lie in even areas."""
+    """What every step reads of a picture.
+
+    The colours, the background's, each pixel's distance from it, which pixels lie in even areas,
+    and how much of the contrast nearby is crossed from one pixel to the next.
+    """
 
     pixels: Array
     ground: Array
     from_ground: Array
     flat: Array
+    rise: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,8 @@ def read_picture(image: Image.Image) -> Picture | None:
     ground = _ground(pixels)
     if ground is None:
         return None
-    return Picture(pixels, ground, distance(pixels, ground), _flat(pixels))
+    from_ground = distance(pixels, ground)
+    return Picture(pixels, ground, from_ground, _flat(pixels), _rise(from_ground))
 
 
 def layers(picture: Picture) -> Iterator[tuple[Layer, ...]]:
@@ -81,7 +89,7 @@ def layers(picture: Picture) -> Iterator[tuple[Layer, ...]]:
 def distance(pixels: Array, color: Array) -> Array:
     """Between colours, in the last axis."""
     difference = pixels - color
-    return np.sqrt(np.einsum("...c,...c->...", difference, difference))
+    return np.asarray(np.sqrt(np.einsum("...c,...c->...", difference, difference)))
 
 
 def _pixels(image: Image.Image) -> Array:
@@ -112,6 +120,11 @@ def _flat(pixels: Array) -> Array:
     down = np.abs(pixels[2:, 1:-1] - pixels[:-2, 1:-1]) < FLAT
     red, green, blue = np.moveaxis(right & down, -1, 0)
     return np.pad(red & green & blue, 1)
+
+
+def _rise(from_ground: Array) -> Array:
+    contrast = np.asarray(ndimage.maximum_filter(from_ground, NEARBY))
+    return np.hypot(*np.gradient(from_ground)) / (contrast + 1e-6)
 
 
 def _paint_map(picture: Picture) -> Array:

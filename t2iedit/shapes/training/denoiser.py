@@ -19,6 +19,8 @@ from t2iedit.shapes.training.scenes_by_step import caption_of, picture, rng, to_
 FIRST = 10_000_000
 """The bank's scenes begin here, far from those the autoencoder saw."""
 PART = 1000
+FLOOR = 0.02
+"""The least weight of any timestep in the loss."""
 UNCONDITIONAL = 0.1
 """The share of captions left empty, for guidance."""
 
@@ -129,12 +131,16 @@ def train_denoiser(
 def velocity_loss(
     module: nn.Module, scheduler: DDIMScheduler, batch: Batch, rows: Tensor
 ) -> Tensor:
-    """Squared error of the velocity, late steps weighed down (min-SNR with gamma 5, plus one at pure noise)."""
+    """Squared error of the velocity under min-SNR weights with gamma 5 (Hang et al., 2023, arXiv 2303.09556).
+
+    The floor is our choice: at zero SNR the weight would be nought and the first step untrained. Much more weight there
+    drowns the shapes in what noise alone decides, where things stand.
+    """
     clean, noise, times = batch["latents"], batch["noise"], batch["times"]
-    noisy = scheduler.add_noise(clean, noise, times)  # type: ignore[arg-type]
-    target = scheduler.get_velocity(clean, noise, times)  # type: ignore[arg-type]
+    noisy = scheduler.add_noise(clean, noise, times)
+    target = scheduler.get_velocity(clean, noise, times)
     predicted = module(noisy, times, rows).sample.float()
     alpha = scheduler.alphas_cumprod.to(times.device)[times]
-    ratio = alpha / (1 - alpha) + 1
-    weight = ratio.clamp(max=5) / ratio
+    # As SNR / (SNR + 1) is alpha, min(SNR, 5) / (SNR + 1) is this, without dividing by nought.
+    weight = torch.minimum(alpha, 5 * (1 - alpha)).clamp(min=FLOOR)
     return (weight * (predicted - target).square().mean(dim=(1, 2, 3))).mean()
