@@ -111,7 +111,7 @@ def denoise(
     model = run.model
     width, height = run.size
     for first in range(0, len(run.seeds), batch_size):
-        seeds = run.seeds[first : first + batch_size]
+        seeds = list(run.seeds[first : first + batch_size])
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         with torch.no_grad(), model.lock, _quiet(model.pipeline), scheduled(model, conditioning):
             output = model.pipeline(

@@ -24,6 +24,7 @@ cd "$work"
 "$work/env/bin/t2iedit" plugins --strict | tee "$work/plugins.txt"
 grep -q "hello .*t2iedit-hello" "$work/plugins.txt"
 "$work/env/bin/t2iedit" doctor
-"$work/env/bin/t2iedit" generate "a red circle" -e hello words=red --steps 2 -o hello.png
+"$work/env/bin/python" -c 'from t2iedit.tiny import tiny_pipeline; tiny_pipeline().save_pretrained("tiny")'
+"$work/env/bin/t2iedit" generate "a red cat" -m tiny -e hello words=red --steps 2 -o hello.png
 cp "$here/test_hello.py" "$work"
 "$work/env/bin/python" -m pytest -q "$work/test_hello.py"

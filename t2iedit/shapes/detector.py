@@ -29,8 +29,8 @@ from t2iedit.shapes.scenes import BACKGROUNDS, COLORS
 
 UNKNOWN = "unknown"
 
-FAR = 55
-FAR_BACKGROUND = 60
+FAR = 55.0
+FAR_BACKGROUND = 60.0
 DECISIVE = 0.85
 """The nearest colour is at most this much as far as the second."""
 SMALLEST = 110
@@ -38,7 +38,7 @@ SMALLEST = 110
 TEXTURED = 0.08
 STRIPED = 0.5
 PLAINLY = 0.002
-SHARP = 0.14
+SHARP = 0.115
 """Share of the contrast by which most of an outline rises per pixel, after a blur of 3 px less."""
 SHARPEST = 0.7
 WHOLE = 0.035

@@ -6,7 +6,6 @@ All thresholds are our choice; lengths are in square roots of the mask's area.
 import math
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
 
 import numpy as np
 from scipy import ndimage
@@ -95,8 +94,12 @@ def _normalised(cover: Array) -> Array:
 def _outlines() -> tuple[tuple[_Outline, ...], Array, Array]:
     """Every shape at tilts a little beyond those drawn; all coverages and all weights stacked."""
     tilts = np.linspace(-1.2 * TILT, 1.2 * TILT, TILTS)
-    kinds = product(SHAPES, tilts.tolist(), BLUNT)
-    outlines = tuple(_outline(shape, angle, blunt) for shape, angle, blunt in kinds)
+    outlines = tuple(
+        _outline(shape, float(angle), blunt)
+        for shape in SHAPES
+        for angle in tilts
+        for blunt in BLUNT
+    )
     return outlines, np.stack([o.cover for o in outlines]), np.stack([o.weight for o in outlines])
 
 
