@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -388,3 +389,36 @@ def test_same_command_in_two_processes_paints_the_same(tiny, tmp_path):
         process.communicate(timeout=120)
         assert process.returncode == 0
     assert np.array_equal(pixels(tmp_path / "x.png"), pixels(tmp_path / "y.png"))
+
+
+# Commands that plugins bring.
+
+
+def add_count_arguments(parser):
+    parser.add_argument("number", type=int)
+    parser.set_defaults(run=lambda args: args.number)
+
+
+def broken(parser):
+    raise ImportError("no module named counting")
+
+
+@pytest.fixture
+def brought(monkeypatch):
+    points = [
+        EntryPoint(name, f"{__name__}:{function}", "t2iedit.commands")
+        for name, function in (("count", "add_count_arguments"), ("broken", "broken"))
+    ]
+    monkeypatch.setattr(t2iedit.cli, "entry_points", lambda group: points)
+
+
+def test_a_plugins_command_is_listed_and_runs(cli, brought):
+    code, out, _ = cli("--help")
+    assert code == 0 and "count" in out and "from a plugin" in out
+    assert cli("count", "7")[0] == 7
+
+
+def test_a_plugins_broken_command_hurts_itself_alone(cli, brought):
+    code, _, err = cli("broken")
+    assert code == 1 and err.count("\n") == 1 and "no module named counting" in err
+    assert cli("count", "3")[0] == 3

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from typing import NoReturn
 
 COMMANDS = {
@@ -12,6 +13,8 @@ COMMANDS = {
     "plugins": "list the installed plugins, failed ones included",
     "doctor": "say what this machine has and what that means",
 }
+PLUGINS_COMMANDS = "t2iedit.commands"
+"""Entry points here are functions that add a command's arguments to its parser and set its `run`."""
 INTERRUPTED = 130
 
 
@@ -24,13 +27,15 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 when it failed, 2 for what the user got wrong."""
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = parser(words[0] if words else "").parse_args(words)
     if args.debug:
         return args.run(args)
     return _guarded(args)
 
 
-def parser() -> Parser:
+def parser(typed: str = "") -> Parser:
+    """All commands; of those that plugins bring, only the typed one is imported."""
     root = Parser(
         prog="t2iedit",
         description="Edit the text embeddings of text-to-image models.",
@@ -46,7 +51,25 @@ def parser() -> Parser:
         command.add_argument("--debug", action="store_true", help="show tracebacks")
         command.set_defaults(run=module.run)
         module.add_arguments(command)
+    for entry in sorted(entry_points(group=PLUGINS_COMMANDS), key=lambda entry: entry.name):
+        if entry.name not in COMMANDS:
+            command = commands.add_parser(entry.name, help=_origin(entry), allow_abbrev=False)
+            command.add_argument("--debug", action="store_true", help="show tracebacks")
+            if entry.name == typed:
+                _add_plugins_arguments(entry, command)
     return root
+
+
+def _add_plugins_arguments(entry: EntryPoint, command: argparse.ArgumentParser) -> None:
+    try:
+        entry.load()(command)
+    # A plugin's import may do anything, so whatever it raises is that plugin's failure.
+    except Exception as error:
+        sys.exit(_fail(f'the command "{entry.name}", {_origin(entry)}, failed to load: {error}', 1))
+
+
+def _origin(entry: EntryPoint) -> str:
+    return f"from {entry.dist.name} {entry.dist.version}" if entry.dist else "from a plugin"
 
 
 def _guarded(args: argparse.Namespace) -> int:

@@ -64,7 +64,7 @@ def train(
     `losses` gives named terms; their sum is minimised. Where the schedule has an EMA, the module ends with it.
     """
     optimizer = torch.optim.AdamW(
-        module.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay
+        module.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
     )
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, schedule))
     wrapped, optimizer = accelerator.prepare(module, optimizer)
