@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from t2iedit.encoding import condition as condition
     from t2iedit.errors import EditNotSupported as EditNotSupported
     from t2iedit.errors import OutputNotWritable as OutputNotWritable
+    from t2iedit.errors import SpanTruncated as SpanTruncated
     from t2iedit.errors import T2IEditError as T2IEditError
     from t2iedit.errors import UserError as UserError
     from t2iedit.hookspecs import hookimpl as hookimpl
@@ -54,6 +55,7 @@ _HOMES = {
     "Result": "request",
     "Run": "edit",
     "Span": "spans",
+    "SpanTruncated": "errors",
     "T2IEditError": "errors",
     "TextEmbedding": "text",
     "TextEncoder": "text",
@@ -89,6 +91,7 @@ __all__ = [
     "Result",
     "Run",
     "Span",
+    "SpanTruncated",
     "T2IEditError",
     "TextEmbedding",
     "TextEncoder",
