@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from t2iedit.attention import Probabilities, Site
 from t2iedit.errors import EditNotSupported, InvalidOptions, PluginError
 from t2iedit.model import Key, Model
 from t2iedit.spans import Span, locate, numbered, occurrences
@@ -18,7 +19,7 @@ Phrase = Annotated[str, Field(json_schema_extra={"kind": "phrase"})]
 Prompt = Annotated[str, Field(json_schema_extra={"kind": "prompt"})]
 """A text of its own, free to say anything."""
 
-STAGES = ("patch_model", "edit_token_embeds", "edit_embedding")
+STAGES = ("patch_model", "edit_token_embeds", "edit_embedding", "edit_attention")
 """In the order in which a run calls them."""
 
 
@@ -110,6 +111,14 @@ class Edit:
     def edit_embedding(self, embedding: TextEmbedding, run: "Run") -> TextEmbedding:
         """What one encoder made of the prompt."""
         return embedding
+
+    def opens(self, site: Site, run: "Run") -> bool:
+        """Whether `edit_attention` acts there; the probabilities are computed nowhere else."""
+        return True
+
+    def edit_attention(self, probs: Probabilities, site: Site, run: "Run") -> Probabilities:
+        """The prompt's probabilities (image head pixel token) of one cross-attention layer, in float32."""
+        return probs
 
 
 @dataclass(eq=False)

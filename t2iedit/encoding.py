@@ -74,7 +74,7 @@ def _token_embeds(
         return None
     embeds = original = encoder.embed(tokens)
     for edit in edits:
-        with torch.enable_grad(), _blamed(edit):
+        with torch.enable_grad(), blamed(edit):
             embeds = edit.edit_token_embeds(embeds, tokens, run).detach()
     _check_shape(edits[-1], embeds, original)
     return embeds
@@ -89,7 +89,7 @@ def _edited(embedding: TextEmbedding, run: Run, at: float, *, negative: bool) ->
     for edit in run.doing("edit_embedding", at):
         if negative and not edit.negative:
             continue
-        with _blamed(edit):
+        with blamed(edit):
             edited = edit.edit_embedding(embedding, run)
         _check_embedding(edit, edited, embedding)
         if not negative:
@@ -147,7 +147,7 @@ def _warn_of_loss(run: Run, tokens: Tokens) -> None:
 
 
 @contextmanager
-def _blamed(edit: Edit) -> Iterator[None]:
+def blamed(edit: Edit) -> Iterator[None]:
     """Whatever breaks inside an edit is reported with its name."""
     try:
         yield

@@ -1,7 +1,7 @@
 """The straight line: prompt to tokens to embeddings to edits to denoising to images."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from t2iedit.attention import Look, Probabilities, Site, openable, opened
 from t2iedit.conditioning import Conditioning
-from t2iedit.edit import Run, check_window
-from t2iedit.encoding import condition
+from t2iedit.edit import Edit, Run, check_window
+from t2iedit.encoding import blamed, condition
+from t2iedit.errors import PluginError
 from t2iedit.model import Model
 from t2iedit.plugins import installed
 from t2iedit.provenance import environment
@@ -80,6 +82,8 @@ def start(model: Model, request: Request) -> Run:
     run.report["run"] = _circumstances(run)
     for edit in run.edits:
         check_window(edit)
+        if "edit_attention" in edit.stages:
+            openable(model.denoiser)
         edit.check(run)
     return run
 
@@ -113,7 +117,13 @@ def denoise(
     for first in range(0, len(run.seeds), batch_size):
         seeds = list(run.seeds[first : first + batch_size])
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        with torch.no_grad(), model.lock, _quiet(model.pipeline), scheduled(model, conditioning):
+        with (
+            torch.no_grad(),
+            model.lock,
+            _quiet(model.pipeline),
+            scheduled(model, conditioning),
+            _attention(run),
+        ):
             output = model.pipeline(
                 **model.inputs(conditioning),
                 num_inference_steps=run.steps,
@@ -125,6 +135,44 @@ def denoise(
                 callback_on_step_end=_follow(run, seeds[0], on_step),
             )
         yield from zip(output.images, seeds, strict=True)
+
+
+def _attention(run: Run) -> AbstractContextManager[None]:
+    """The attention opened, if an edit wants it."""
+    if not run.doing("edit_attention"):
+        return nullcontext()
+    model = run.model
+
+    def look(site: Site) -> Look | None:
+        edits = [e for e in run.doing("edit_attention", site.fraction) if e.opens(site, run)]
+        return (lambda probs: _edited_attention(edits, probs, site, run)) if edits else None
+
+    return opened(model.denoiser, model.pipeline.scheduler, look, guided=run.guided)
+
+
+def _edited_attention(
+    edits: list[Edit], probs: Probabilities, site: Site, run: Run
+) -> Probabilities:
+    for edit in edits:
+        with blamed(edit):
+            edited = edit.edit_attention(probs.clone(), site, run)
+        if edited.shape != probs.shape or edited.dtype != probs.dtype:
+            raise PluginError(
+                f'the edit "{edit.name}" returned {tuple(edited.shape)}, {edited.dtype} for attention'
+                f" probabilities of {tuple(probs.shape)}, {probs.dtype}"
+            )
+        _record_maps(run, edit, (edited - probs).abs().sum(dim=-1).mean().item() / 2)
+        probs = edited
+    return probs
+
+
+def _record_maps(run: Run, edit: Edit, moved: float) -> None:
+    """How many maps the edit saw, and the mean share of attention that it moved."""
+    index = next(i for i, candidate in enumerate(run.edits) if candidate is edit)
+    so_far = run.report["edits"][index].get("attention", {"maps": 0, "moved": 0.0})
+    maps = so_far["maps"] + 1
+    mean = so_far["moved"] + (moved - so_far["moved"]) / maps
+    run.record(edit, attention={"maps": maps, "moved": mean})
 
 
 def _follow(run: Run, seed: int, on_step: OnStep | None) -> Callable[..., dict[str, Any]]:

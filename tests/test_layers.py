@@ -13,6 +13,8 @@ LAYERS = [
     "spans",
     "text",
     "conditioning",
+    "clock",
+    "attention",
     "model",
     "hookspecs",
     "families",
