@@ -16,6 +16,7 @@ LAYERS = [
     "clock",
     "attention",
     "model",
+    "lora",
     "hookspecs",
     "families",
     "edit",

@@ -33,6 +33,14 @@ def add_request_arguments(parser: argparse.ArgumentParser, *, prompt_optional: b
         metavar=("NAME", "KEY=VALUE"),
         help="an edit and its options; repeatable, applied in order",
     )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        dest="loras",
+        metavar="FILE[:SCALE]",
+        help="a LoRA of diffusers or kohya; repeatable",
+    )
     seeds = parser.add_mutually_exclusive_group()
     seeds.add_argument("--seed", metavar="N", help="default 0")
     seeds.add_argument("--seeds", metavar="A..B", help="one image each; B is included")
@@ -59,6 +67,7 @@ def request_values(args: argparse.Namespace) -> dict[str, Any]:
         "guidance_scale": args.guidance,
         "size": parse_size(args.size),
         "dtype": args.dtype,
+        "loras": args.loras or None,
         "edits": [parse_edit(words) for words in args.edits] or None,
     }
     return {key: value for key, value in values.items() if value is not None}
