@@ -30,6 +30,7 @@ LAYERS = [
     "tiny",
     "testing",
     "plots",
+    "sweeps",
     "repeating",
     "cli",
 ]
