@@ -22,6 +22,7 @@ from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from t2iedit.shapes.training import probes
 from t2iedit.shapes.training.denoiser import (
     bank_latents,
     new_scheduler,
@@ -35,6 +36,7 @@ from t2iedit.shapes.training.turbo import save_turbo, train_turbo
 from t2iedit.shapes.training.vae import new_vae, train_vae
 from t2iedit.shapes.turbo import FOLDER as TURBO
 
+PROBED = "a red circle and a blue square"
 SETTINGS = {"steps": 20, "guidance_scale": 4.0}
 
 
@@ -155,7 +157,21 @@ class _Training:
             )
             return fresh
 
-        return self._stage("text_encoder", CLIPTextModel, make)
+        text = self._stage("text_encoder", CLIPTextModel, make)
+        self._probe(text)
+        return text
+
+    def _probe(self, text: CLIPTextModel) -> None:
+        """What the rows know, printed before the denoiser spends hours on them."""
+        report = self.work / "text" / "probes.json"
+        if report.exists() or not self.accelerator.is_main_process:
+            return
+        found = probes.probe(text, self.tokenizer, self.seed)
+        print(probes.table(found))
+        report.parent.mkdir(parents=True, exist_ok=True)
+        picture = probes.cosine_picture(*probes.cosines(text, self.tokenizer, PROBED))
+        picture.save(report.with_name("cosines.png"))
+        report.write_text(json.dumps(found, indent=1) + "\n")
 
     @cached_property
     def unet(self) -> UNet2DConditionModel:
