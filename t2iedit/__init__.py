@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from t2iedit.attention import Probabilities as Probabilities
+    from t2iedit.attention import Site as Site
     from t2iedit.conditioning import Conditioning as Conditioning
     from t2iedit.edit import Edit as Edit
     from t2iedit.edit import File as File
@@ -49,11 +51,13 @@ _HOMES = {
     "Options": "edit",
     "OutputNotWritable": "errors",
     "Phrase": "edit",
+    "Probabilities": "attention",
     "Progress": "pipeline",
     "Prompt": "edit",
     "Request": "request",
     "Result": "request",
     "Run": "edit",
+    "Site": "attention",
     "Span": "spans",
     "SpanTruncated": "errors",
     "T2IEditError": "errors",
@@ -85,11 +89,13 @@ __all__ = [
     "Options",
     "OutputNotWritable",
     "Phrase",
+    "Probabilities",
     "Progress",
     "Prompt",
     "Request",
     "Result",
     "Run",
+    "Site",
     "Span",
     "SpanTruncated",
     "T2IEditError",

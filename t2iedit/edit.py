@@ -8,7 +8,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from t2iedit.attention import Probabilities, Site
 from t2iedit.errors import EditNotSupported, InvalidOptions, PluginError
+from t2iedit.lora import Lora
 from t2iedit.model import Key, Model
 from t2iedit.spans import Span, locate, numbered, occurrences
 from t2iedit.text import TextEmbedding, Tokens
@@ -21,7 +23,13 @@ Prompt = Annotated[str, Field(json_schema_extra={"kind": "prompt"})]
 File = Annotated[str, Field(json_schema_extra={"kind": "file"})]
 """A file's path; a demo offers an upload or a list of names, and never takes a path from a visitor."""
 
-STAGES = ("patch_model", "edit_prompt", "edit_token_embeds", "edit_embedding")
+STAGES = (
+    "patch_model",
+    "edit_prompt",
+    "edit_token_embeds",
+    "edit_embedding",
+    "edit_attention",
+)
 """In the order in which a run calls them."""
 
 
@@ -118,6 +126,14 @@ class Edit:
         """What one encoder made of the prompt."""
         return embedding
 
+    def opens(self, site: Site, run: "Run") -> bool:
+        """Whether `edit_attention` acts there; the probabilities are computed nowhere else."""
+        return True
+
+    def edit_attention(self, probs: Probabilities, site: Site, run: "Run") -> Probabilities:
+        """The prompt's probabilities (image head pixel token) of one cross-attention layer, in float32."""
+        return probs
+
 
 @dataclass(eq=False)
 class Run:
@@ -134,6 +150,7 @@ class Run:
     steps: int
     guidance_scale: float
     edits: tuple[Edit, ...]
+    loras: tuple[Lora, ...] = ()
     step: int = 0
     report: dict[str, Any] = field(default_factory=lambda: {"warnings": [], "edits": []})
 

@@ -42,7 +42,7 @@ def _worded(run: Run, text: str, *, negative: bool) -> Wording:
     """The text after the edits that put other words in its place."""
     wording = Wording.of(text)
     for edit in run.doing("edit_prompt", negative=negative):
-        with _blamed(edit):
+        with blamed(edit):
             wording = edit.edit_prompt(wording, run)
         if not isinstance(wording, Wording) or wording.typed != text:
             raise PluginError(f'the edit "{edit.name}" returned no wording of the prompt "{text}"')
@@ -88,7 +88,7 @@ def _token_embeds(
         return None
     embeds = original = encoder.embed(tokens)
     for edit in edits:
-        with torch.enable_grad(), _blamed(edit):
+        with torch.enable_grad(), blamed(edit):
             embeds = edit.edit_token_embeds(embeds, tokens, run).detach()
     _check_shape(edits[-1], embeds, original)
     return embeds
@@ -101,7 +101,7 @@ def _edited(embedding: TextEmbedding, run: Run, at: float, *, negative: bool) ->
         blank = torch.zeros_like(embedding.hidden)
         return replace(embedding, hidden=blank, pooled=pooled)
     for edit in run.doing("edit_embedding", at, negative=negative):
-        with _blamed(edit):
+        with blamed(edit):
             edited = edit.edit_embedding(embedding, run)
         _check_embedding(edit, edited, embedding)
         if not negative:
@@ -159,7 +159,7 @@ def _warn_of_loss(run: Run, tokens: Tokens) -> None:
 
 
 @contextmanager
-def _blamed(edit: Edit) -> Iterator[None]:
+def blamed(edit: Edit) -> Iterator[None]:
     """Whatever breaks inside an edit is reported with its name."""
     try:
         yield

@@ -4,24 +4,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
+from t2iedit.clock import Clock
 from t2iedit.conditioning import Conditioning
 from t2iedit.model import Model
 
 
 @contextmanager
 def scheduled(model: Model, conditioning: Conditioning) -> Iterator[None]:
-    """While this holds, the denoiser is told what the conditioning says for its timestep.
-
-    By timestep and not by call, since Heun and PNDM call the denoiser several times a step; and counted from the first
-    timestep seen, since image-to-image begins late.
-    """
+    """While this holds, the denoiser is told what the conditioning says for its timestep."""
     if not conditioning.changes:
         yield
         return
-    clock = _Clock(model.pipeline.scheduler)
+    clock = Clock(model.pipeline.scheduler)
 
     def tell(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         fraction = clock.fraction(kwargs["timestep"] if "timestep" in kwargs else args[1])
@@ -34,18 +30,3 @@ def scheduled(model: Model, conditioning: Conditioning) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-class _Clock:
-    """How much of the denoising lies before a timestep."""
-
-    def __init__(self, scheduler: Any) -> None:
-        self.scheduler = scheduler
-        self.timesteps: list[float] = []
-
-    def fraction(self, timestep: torch.Tensor | float) -> float:
-        now = float(torch.as_tensor(timestep).flatten()[0])
-        if not self.timesteps:
-            distinct = list(dict.fromkeys(float(t) for t in self.scheduler.timesteps))
-            self.timesteps = sorted((t for t in distinct if t <= now), reverse=True)
-        return self.timesteps.index(now) / len(self.timesteps)

@@ -14,7 +14,10 @@ LAYERS = [
     "wording",
     "text",
     "conditioning",
+    "clock",
+    "attention",
     "model",
+    "lora",
     "hookspecs",
     "families",
     "edit",
@@ -28,6 +31,7 @@ LAYERS = [
     "tiny",
     "testing",
     "plots",
+    "sweeps",
     "repeating",
     "cli",
 ]

@@ -1,0 +1,25 @@
+"""How far the denoising has come, told by the timesteps that the denoiser is called with."""
+
+from typing import Any
+
+import torch
+
+
+class Clock:
+    """Turns timesteps into fractions of the denoising, 0 at its first step.
+
+    By timestep and not by call, since Heun and PNDM call the denoiser several times a step; and counted from the first
+    timestep seen, since image-to-image begins late.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self.timesteps: list[float] = []
+
+    def fraction(self, timestep: torch.Tensor | float) -> float:
+        """How much of the denoising lies before this timestep."""
+        now = float(torch.as_tensor(timestep).flatten()[0])
+        if not self.timesteps:
+            distinct = list(dict.fromkeys(float(t) for t in self.scheduler.timesteps))
+            self.timesteps = sorted((t for t in distinct if t <= now), reverse=True)
+        return self.timesteps.index(now) / len(self.timesteps)
