@@ -31,8 +31,10 @@ import numpy as np
 import torch
 from PIL import Image
 from t2iedit_context import Core
+from t2iedit_context.inversion import EmbeddingStage
 from t2iedit_context.latents import encode_pictures
-from t2iedit_context.learning import EmbeddingStage, learn
+from t2iedit_context.learning import learn
+from t2iedit_context.loop import Setup
 from t2iedit_context.probe import probed
 from t2iedit_context.settings import PRESETS, Settings
 from tqdm import tqdm
@@ -329,7 +331,8 @@ def cost_rows(model: Any, repeats: int, size: int) -> list[Row]:
             own = VARIANTS.get(name, {"attention_batch": 6})
             settings = Settings(placeholder="<x>", category=unknown.category, kind="shape", **own)
             bank = encode_pictures(model, pictures_of(unknown, size), size, 4, 0, augment=False)
-            stages[name] = EmbeddingStage(model, settings, bank, probe, nullcontext, torch.float32)
+            setup = Setup(model, settings, bank, nullcontext, torch.float32)
+            stages[name] = EmbeddingStage(setup, probe)
         times: dict[str, list[float]] = {name: [] for name in names}
         for step in range(repeats + 1):
             for name, stage in stages.items():
@@ -413,7 +416,7 @@ def tune(model: Any, options: argparse.Namespace, size: int) -> Iterator[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("-m", "--model", default="shapes")
     parser.add_argument("--steps", type=int, default=300, help="of learning")
     parser.add_argument("--seeds", type=int, default=4, help="pictures a prompt")

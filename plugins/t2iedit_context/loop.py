@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +12,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from t2iedit import T2IEditError
+from t2iedit import Model, T2IEditError
+from t2iedit_context.latents import Bank
+from t2iedit_context.settings import Settings
 
 Row = dict[str, Any]
 """A step's number, stage and losses, as JSON."""
@@ -24,6 +26,17 @@ class LearningFailed(T2IEditError):
 
 class LearningInterrupted(KeyboardInterrupt):
     """Somebody stopped the learning; what was learned is saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What every stage works with; `precision` is a context for the denoiser's passes, which compute in `dtype`."""
+
+    model: Model
+    settings: Settings
+    bank: Bank
+    precision: Callable[[], AbstractContextManager]
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +56,9 @@ class Stage(Protocol):
     name: str
     steps: int
     leaves: list[Tensor]
-    optimizer: torch.optim.Optimizer
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
 
     def losses(self, step: int, process: int) -> dict[str, float]:
         """The losses of the step after `step` others, their gradients added to the leaves'."""
@@ -121,7 +136,10 @@ def run_stage(
 
 
 def _shared(
-    accelerator: Accelerator, losses: dict[str, float], asked: bool, device: torch.device
+    accelerator: Accelerator,
+    losses: dict[str, float],
+    asked: bool,
+    device: torch.device,
 ) -> tuple[dict[str, float], bool]:
     """The mean losses of all processes, and whether any was asked to stop."""
     if accelerator.num_processes == 1:
