@@ -73,7 +73,8 @@ def dequantize(
 def affine(low: float, high: float, bits: int) -> Affine:
     """The grid over a range, widened to hold 0: delta = (hi - lo) / (2^bits - 1), zero = round(-lo / delta)."""
     low, high = min(low, 0.0), max(high, 0.0)
-    delta = max((high - low) / (2**bits - 1), EPS)
+    # Rounded to float32, in which steps are stored and computed with.
+    delta = torch.tensor(max((high - low) / (2**bits - 1), EPS)).item()
     return Affine(delta, round(-low / delta), bits)
 
 

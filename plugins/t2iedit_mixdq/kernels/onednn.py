@@ -1,0 +1,133 @@
+"""Int8 on x86: oneDNN's linear and convolution, with bias, both scales and the output's dtype inside the kernel."""
+
+import ctypes
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor
+
+from t2iedit_mixdq.kernels.base import Geometry, Kernel, Quantise
+from t2iedit_mixdq.packing import pack, unpack_into
+from t2iedit_mixdq.quantizers import Affine
+
+_ops: Any = torch.ops.onednn
+
+
+def available() -> bool:
+    """Whether this CPU multiplies 8-bit integers without overflowing on the way: AVX-512 VNNI or AMX."""
+    return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported())
+
+
+class Scratch:
+    """One model's blocked weights that packed layers of equal size unpack into, one after the other."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple, tuple[Tensor, Int8[Tensor, " n"]]] = {}
+
+    def like(self, blocked: Tensor, key: tuple) -> tuple[Tensor, Int8[Tensor, " n"]]:
+        """The shared blocked weights of this form, and their bytes."""
+        if key not in self._held:
+            copy = blocked.clone()
+            self._held[key] = copy, _bytes(copy)
+        return self._held[key]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(len(content) for _, content in self._held.values())
+
+
+class OneDnn(Kernel):
+    """Weights in oneDNN's blocked order: as they are at 8 bits, packed at 4 and 2 and unpacked for each call."""
+
+    engine = "oneDNN int8"
+
+    def __init__(
+        self,
+        integers: Int8[Tensor, "out ..."],
+        bits: int,
+        delta: Float[Tensor, " out"],
+        geometry: Geometry,
+        quantise: Quantise,
+        scratch: Scratch,
+    ) -> None:
+        self.bits, self.geometry, self.quantise = bits, geometry, quantise
+        self.delta = delta.contiguous()
+        self.zeros = torch.zeros(len(delta), dtype=torch.int32)
+        self._linear = geometry.kind == "linear"
+        blocked = self._blocked(integers.contiguous())
+        self._whole = blocked if bits == 8 else None
+        self._packed: Tensor | None = None
+        if bits != 8:
+            self._pack(blocked, scratch)
+
+    def _pack(self, blocked: Tensor, scratch: Scratch) -> None:
+        """Keep the blocked bytes packed; the sums that oneDNN keeps behind them do not fit and stay bytes."""
+        content = _bytes(blocked)
+        body = len(content) - _unpackable(content, self.bits, len(self.delta))
+        self._packed, self._tail = pack(content[:body], self.bits), content[body:].clone()
+        self._shared, self._room = scratch.like(blocked, (self.geometry, len(content)))
+
+    def _blocked(self, integers: Tensor) -> Tensor:
+        shape = self.geometry
+        if self._linear:
+            return _ops.qlinear_prepack(integers, None)
+        form = [list(shape.stride), list(shape.padding), list(shape.dilation), shape.groups]
+        return _ops.qconv_prepack(integers, self.delta, 1.0, 1, *form, None)
+
+    @property
+    def nbytes(self) -> int:
+        steps = self.delta.nbytes + self.zeros.nbytes
+        if self._whole is not None:
+            return torch.ops.mkldnn._nbytes(self._whole) + steps
+        assert self._packed is not None
+        return self._packed.nbytes + self._tail.nbytes + steps
+
+    def __call__(self, x: Tensor, grid: Affine | None, bias: Tensor | None) -> Tensor:
+        assert grid is not None
+        weight = self._weight()
+        if self._linear:
+            q = self.quantise(x.reshape(-1, x.shape[-1]), grid)
+            y = _ops.qlinear_pointwise(q, *self._arguments(weight, grid, bias), *_plain(x.dtype))
+            return y.view(*x.shape[:-1], -1)
+        shape = self.geometry
+        q = self.quantise(x.contiguous(memory_format=torch.channels_last), grid)
+        form = [list(shape.stride), list(shape.padding), list(shape.dilation), shape.groups]
+        return _ops.qconv_pointwise(
+            q, *self._arguments(weight, grid, bias), *form, *_plain(x.dtype)
+        )
+
+    def _arguments(self, weight: Tensor, grid: Affine, bias: Tensor | None) -> tuple:
+        return grid.delta, grid.zero, weight, self.delta, self.zeros, bias
+
+    def _weight(self) -> Tensor:
+        if self._whole is not None:
+            return self._whole
+        assert self._packed is not None
+        body = len(self._room) - len(self._tail)
+        unpack_into(self._packed, self.bits, self._room[:body])
+        self._room[body:] = self._tail
+        return self._shared
+
+
+def _plain(dtype: torch.dtype) -> tuple:
+    """Output scale and zero point, its dtype, and no operation behind."""
+    return 1.0, 0, dtype, "none", [], ""
+
+
+def _bytes(blocked: Tensor) -> Int8[Tensor, " n"]:
+    """The memory of oneDNN's opaque tensor itself; it must not outlive the tensor."""
+    size = torch.ops.mkldnn._nbytes(blocked)
+    address = torch.ops.mkldnn.data_ptr(blocked)
+    return torch.frombuffer((ctypes.c_int8 * size).from_address(address), dtype=torch.int8)
+
+
+def _unpackable(content: Int8[Tensor, " n"], bits: int, channels: int) -> int:
+    """How many bytes at the end do not hold weights: an int32 for each output channel, in whole blocks of channels."""
+    limit = 2 ** (bits - 1)
+    for block in (0, 1, 8, 16, 32, 48, 64):
+        tail = 0 if block == 0 else 4 * block * -(-channels // block)
+        body = content[: len(content) - tail]
+        if bool(((body >= -limit) & (body < limit)).all()):
+            return tail
+    raise AssertionError("oneDNN's blocked weights hold more than the weights and their sums")
