@@ -90,10 +90,10 @@ def calibrate(
     if on_prompt is not None:
         on_prompt(done)
     unet: Any = model.denoiser
-    layers = survey(unet)
     with model.lock, torch.no_grad():
         # What is patched on now is not what will be quantised.
         model.patch([])
+        layers = survey(unet)
         schemes = weight_schemes(unet, layers, settings.weight_bits, settings.search)
         bos = BosRows() if settings.bos_aware else None
         undo = simulate(unet, layers, schemes, bos=bos, observer=observer)

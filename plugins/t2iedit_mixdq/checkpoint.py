@@ -49,15 +49,30 @@ def write_model(
     part.mkdir(parents=True)
     try:
         _write_components(model, part)
-        unet: Any = model.denoiser
-        with torch.no_grad():
+        with model.lock:
+            # Patches stay on after a run until the next one wants others.
+            model.patch([])
             rows = text_rows(model) if recipe.bos_aware else None
-            _write_shards(unet_tensors(unet, recipe, ranges, rows), part / "unet", shard)
-        unet.save_config(part / "unet")
-        write_recipe(recipe, part)
+            write_unet(model.denoiser, recipe, ranges, rows, part, shard=shard)
         part.replace(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@torch.no_grad()
+def write_unet(
+    unet: Any,
+    recipe: Recipe,
+    ranges: Ranges,
+    rows: Tensor | None,
+    folder: Path,
+    *,
+    shard: int = SHARD,
+) -> None:
+    """The recipe and the packed UNet alone; `rows` are the BOS rows of a BOS-aware recipe."""
+    _write_shards(unet_tensors(unet, recipe, ranges, rows), folder / "unet", shard)
+    unet.save_config(folder / "unet")
+    write_recipe(recipe, folder)
 
 
 def unet_tensors(
@@ -105,7 +120,7 @@ def _packed_layer(
 
 def _write_components(model: Model, folder: Path) -> None:
     pipeline = model.pipeline
-    pipeline.saveread_config(folder)
+    pipeline.save_config(folder)
     for name, component in pipeline.components.items():
         if name != "unet" and hasattr(component, "save_pretrained"):
             component.save_pretrained(folder / name)

@@ -186,6 +186,8 @@ def quantise(
         )
     if out.exists():
         raise UserError(f'"{out}" exists already; give -o another folder, or remove it')
+    with model.lock:
+        model.patch([])
     work = out.with_name(out.name + ".work")
     job = Quantising(model, wish, settings, work, stage)
     recipe = job.recipe()

@@ -68,8 +68,8 @@ class Bench:
     _calls: list[tuple[tuple, dict, Tensor]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.layers = survey(self.model.denoiser)
         with self._recorded():
+            self.layers = survey(self.model.denoiser)
             self._images = self.images()
 
     def scheme(self, name: str, bits: int, act_bits: int) -> Scheme:
