@@ -46,14 +46,18 @@ def program(count, seed):
 def test_allocation_equals_brute_force(budget):
     scores, sizes = program(7, seed=int(budget * 10))
     total = sum(sizes.values())
-    best = -np.inf
+    near, under = [], []
     for widths in itertools.product((2, 4, 8), repeat=7):
         mean = sum(b * size for b, size in zip(widths, sizes.values(), strict=True)) / total
+        value = sum(scores[n][b] for n, b in zip(sizes, widths, strict=True))
+        if mean <= budget + SLACK:
+            under.append(value)
         if abs(mean - budget) <= SLACK:
-            best = max(best, sum(scores[n][b] for n, b in zip(sizes, widths, strict=True)))
+            near.append(value)
+    best = max(near or under)
     found = allocate(scores, sizes, budget)
     assert found.score == pytest.approx(best) and found.gap < 1e-3
-    assert abs(found.mean - budget) <= SLACK + 1e-9
+    assert found.mean <= budget + SLACK + 1e-9 and (not near or found.mean >= budget - SLACK - 1e-9)
     assert found.score == pytest.approx(sum(scores[n][b] for n, b in found.bits.items()))
 
 
@@ -71,8 +75,7 @@ def test_unreachable_budget_says_the_reachable_range():
     for budget in (1.5, 8.5):
         with pytest.raises(BudgetNotReachable, match=r"from 2\.00 to 8\.00"):
             allocate(scores, sizes, budget)
-    with pytest.raises(BudgetNotReachable):
-        allocate({"only": {2: 0.0, 8: 1.0}}, {"only": 10}, 5.0)
+    assert allocate({"only": {2: 0.0, 8: 1.0}}, {"only": 10}, 5.0).bits == {"only": 2}
 
 
 def test_budget_splits_by_hand():
@@ -98,7 +101,7 @@ def test_groups_are_solved_apart_with_their_own_widths():
         found = candidates(scores, layers, of, 6.0)
         assert len({tuple(sorted(a.bits.items())) for a in found}) == len(found) > 0
         for allocation in found:
-            assert allocation.mean == pytest.approx(6.0, abs=2 * SLACK)
+            assert allocation.mean == pytest.approx(6.0, abs=0.15)
             for name, bits in allocation.bits.items():
                 assert bits in ALLOWED[of][layers[name].group]
     with pytest.raises(BudgetNotReachable, match="reached"):

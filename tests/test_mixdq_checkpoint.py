@@ -66,10 +66,44 @@ def copy(case, tmp_path):
 def test_folder_opens_packed_and_paints_what_the_simulation_paints(case, bits):
     model, _, _, folders = case
     packed = t2iedit.open_model(folders[bits])
-    assert same(pixels(packed), pixels(model, MixDQ(recipe=str(folders[bits]))))
-    assert far(pixels(packed), pixels(model)) > 0
+    edit, once = MixDQ(recipe=str(folders[bits])), {"steps": 1, "guidance_scale": 1.0}
+    assert same(pixels(packed, **once), pixels(model, edit, **once))
+    assert far(pixels(packed, **once), pixels(model, **once)) > 0
     executed = [m for m in packed.denoiser.modules() if isinstance(m, Executed)]
     assert len(executed) == len(survey(model.denoiser))
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (4, 8), (4, 16)])
+@torch.no_grad()
+def test_every_layer_agrees_with_its_simulation(case, bits):
+    """On what each layer really reads, guidance and zeroed negatives included."""
+    model, layers, _, folders = case
+    packed = load_unet(folders[bits], CPU, torch.float32)
+    seen = {}
+
+    def compare(name):
+        def look(module, args, output):
+            executed = packed.get_submodule(name)(args[0])
+            noise = (output - executed).double().square().sum()
+            seen[name] = float(noise / output.double().square().sum().clamp(min=1e-30))
+
+        return look
+
+    with model.lock:
+        edit = MixDQ(recipe=str(folders[bits]))
+        model.patch([(edit.key, edit.patch_model)])
+        handles = [
+            model.denoiser.get_submodule(name).register_forward_hook(compare(name))
+            for name in layers
+        ]
+        try:
+            pixels(model, edit, steps=1)
+        finally:
+            for handle in handles:
+                handle.remove()
+            model.patch([])
+    assert set(seen) == set(layers)
+    assert max(seen.values()) < 1e-4  # 40 dB
 
 
 def test_no_floating_point_weights_are_in_memory(case):
@@ -114,7 +148,7 @@ def test_guidance_and_negatives_work_on_the_packed_model(case):
     model, _, _, folders = case
     packed = t2iedit.open_model(folders[8, 8])
     for negative in (None, "fog"):
-        options = {"guidance_scale": 5.0, "negative": negative}
+        options = {"guidance_scale": 2.0, "negative": negative, "steps": 1}
         simulated = pixels(model, MixDQ(recipe=str(folders[8, 8])), **options)
         assert same(pixels(packed, **options), simulated)
 

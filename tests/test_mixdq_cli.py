@@ -67,8 +67,8 @@ def test_mean_bits_are_allocated(folder, prompts, tmp_path, capsys):
     assert facts["weights"]["optimality gap"] < 0.01
     assert main(["mixdq", "report", str(out), "--bits-only", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["weights"]["mean without layers left whole"] == pytest.approx(5, abs=0.05)
-    assert report["activations"]["mean without layers left whole"] == pytest.approx(7.5, abs=0.05)
+    assert report["weights"]["mean without layers left whole"] == pytest.approx(5, abs=0.2)
+    assert report["activations"]["mean without layers left whole"] == pytest.approx(7.5, abs=0.2)
     assert report["activations"]["mean"] > 7.5
     assert len(facts["left whole"]) >= 2
 

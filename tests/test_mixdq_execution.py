@@ -93,6 +93,19 @@ def test_execution_agrees_with_simulation(form, weight_bits, act_bits):
     assert made.dtype == torch.bfloat16 and sqnr(simulated(half.float()), made.float()) > 40
 
 
+@needs_vnni
+@pytest.mark.parametrize("size", [(64, 64), (24, 40), (1000, 100), (5, 3)])
+def test_arranging_weights_equals_onednns_own_order(size):
+    forms = {}
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed + 5)
+        weight = torch.randint(-128, 128, size, dtype=torch.int8, generator=generator)
+        made = onednn.block_linear(weight, forms)
+        own = torch.ops.onednn.qlinear_prepack(weight, None)
+        assert torch.equal(onednn._bytes(made), onednn._bytes(own))
+    assert list(forms) == [size]
+
+
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
 def test_int_mm_agrees_with_simulation(form):

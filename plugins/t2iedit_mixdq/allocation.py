@@ -39,9 +39,8 @@ def allocate(scores: Scores, sizes: Mapping[str, int], budget: float) -> Allocat
     """The bits with the greatest sum of scores whose mean, weighed by `sizes`, is within `SLACK` of the budget.
 
     max sum s[i,b] c[i,b] over binary c with sum_b c[i,b] = 1 for each layer i and
-    (B - .02) sum w <= sum c[i,b] b w[i] <= (B + .02) sum w.
-
-    Raises `BudgetNotReachable`.
+    (B - .02) sum w <= sum c[i,b] b w[i] <= (B + .02) sum w. Where few or equal layers leave no mean that near, the
+    lower bound is dropped (our choice). Raises `BudgetNotReachable`.
     """
     names = list(scores)
     choices = [(index, bits) for index, name in enumerate(names) for bits in sorted(scores[name])]
@@ -56,17 +55,20 @@ def allocate(scores: Scores, sizes: Mapping[str, int], budget: float) -> Allocat
     one_each = csr_array(
         (np.ones(len(choices)), (owner, columns)), shape=(len(names), len(choices))
     )
-    solved = milp(
-        -value,
-        integrality=np.ones(len(choices)),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(cost[None], budget - SLACK, budget + SLACK),
-        ],
-        options={"time_limit": 60},
-    )
-    if solved.x is None:
+    for floor in (budget - SLACK, low):
+        solved = milp(
+            -value,
+            integrality=np.ones(len(choices)),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(one_each, 1, 1),
+                LinearConstraint(cost[None], floor, budget + SLACK),
+            ],
+            options={"time_limit": 60},
+        )
+        if solved.x is not None:
+            break
+    else:
         raise _unreachable(budget, low, high)
     picked = [choice for choice, x in zip(choices, solved.x, strict=True) if x > 0.5]
     bits = {names[index]: width for index, width in picked}

@@ -181,6 +181,7 @@ def load_unet(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     for name, layer in layers.items():
         if recipe.of(name)[0] != WHOLE and f"{name}.packed" in shards:
             replace_layer(unet, name, _executed(unet, layer, recipe, shards, tools, rows))
+    tools.scratch.forms.clear()
     _load_rest(unet, shards, device, dtype)
     for name, layer in layers.items():
         if recipe.of(name)[0] == WHOLE and f"{name}.grids" in shards:

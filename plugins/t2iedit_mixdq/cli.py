@@ -32,8 +32,14 @@ def _add_quantize(parser: argparse.ArgumentParser) -> None:
     add("--search", choices=("minmax", "mse"), default="minmax", help="how ranges are found")
     add("--naive", action="store_true", help="quantise BOS rows like all others, for comparison")
     add("--protect", type=float, default=0.01, metavar="SHARE", help="of layers to leave whole")
-    add("--judges", type=int, default=4, metavar="N", help="prompts that judge sensitivity")
-    add("--budgets", type=int, default=1, metavar="N", help="means tried, down to 0.3 below BITS")
+    add("--judges", type=float, default=4.0, metavar="N", help="prompts that judge sensitivity")
+    add(
+        "--budgets",
+        type=float,
+        default=1.0,
+        metavar="N",
+        help="means tried, down to 0.3 below BITS",
+    )
     add("--device", help="cpu, cuda, ...")
     add("--dtype", help="float32, bfloat16 or float16")
     add("-o", "--output", required=True, metavar="DIR", help="the folder to make")
@@ -67,9 +73,9 @@ def run_quantize(args: argparse.Namespace) -> int:
         _bits(args.weights, "--weights"),
         _bits(args.activations, "--activations"),
         uniform=args.uniform,
-        protect=_within(args.protect, "--protect", 0, 1),
-        judges=int(_within(args.judges, "--judges", 1, 1000)),
-        budgets=int(_within(args.budgets, "--budgets", 1, 100)),
+        protect=_within(args.protect, "--protect", 0.0, 1.0),
+        judges=int(_within(args.judges, "--judges", 1.0, 1000.0)),
+        budgets=int(_within(args.budgets, "--budgets", 1.0, 100.0)),
     )
     prompts = read_prompts(Path(args.prompts)) if args.prompts else None
     if Path(args.output).exists():

@@ -33,7 +33,8 @@ class Wish:
     """How many bits: a mean, or a YAML file of bits by layer; `uniform` forces one width on every layer.
 
     `protect` is the share of each group that is left whole, the layers whose inputs are most sensitive; `judges` is how
-    many prompts judge sensitivity, and `budgets` how many global means under the wished one are tried as well.
+    many prompts judge sensitivity, and `budgets` how many global means under the wished one are tried as well. Without
+    `decoupled` every layer is judged by SQNR, the paper's ablation.
     """
 
     weights: float | Path = 8
@@ -42,6 +43,7 @@ class Wish:
     protect: float = 0.01
     judges: int = 4
     budgets: int = 1
+    decoupled: bool = True
 
 
 @dataclass

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
+from torch.nn import functional
 
 from t2iedit_mixdq.kernels.base import Geometry, Kernel, Quantise
 from t2iedit_mixdq.packing import pack, unpack_into
@@ -19,10 +20,18 @@ def available() -> bool:
     return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported())
 
 
+Forms = dict[tuple[int, ...], tuple[Tensor, int]]
+"""Blocked weights of each size, and the block they are made of."""
+
+
 class Scratch:
-    """One model's blocked weights that packed layers of equal size unpack into, one after the other."""
+    """One model's blocked weights that packed layers of equal size unpack into, one after the other.
+
+    `forms` help to make kernels and may be cleared when all are made.
+    """
 
     def __init__(self) -> None:
+        self.forms: Forms = {}
         self._held: dict[tuple, tuple[Tensor, Int8[Tensor, " n"]]] = {}
 
     def like(self, blocked: Tensor, key: tuple) -> tuple[Tensor, Int8[Tensor, " n"]]:
@@ -55,7 +64,7 @@ class OneDnn(Kernel):
         self.delta = delta.contiguous()
         self.zeros = torch.zeros(len(delta), dtype=torch.int32)
         self._linear = geometry.kind == "linear"
-        blocked = self._blocked(integers.contiguous())
+        blocked = self._blocked(integers.contiguous(), scratch.forms)
         self._whole = blocked if bits == 8 else None
         self._packed: Tensor | None = None
         if bits != 8:
@@ -68,10 +77,10 @@ class OneDnn(Kernel):
         self._packed, self._tail = pack(content[:body], self.bits), content[body:].clone()
         self._shared, self._room = scratch.like(blocked, (self.geometry, len(content)))
 
-    def _blocked(self, integers: Tensor) -> Tensor:
+    def _blocked(self, integers: Tensor, forms: Forms) -> Tensor:
         shape = self.geometry
         if self._linear:
-            return _ops.qlinear_prepack(integers, None)
+            return block_linear(integers, forms)
         form = [list(shape.stride), list(shape.padding), list(shape.dilation), shape.groups]
         return _ops.qconv_prepack(integers, self.delta, 1.0, 1, *form, None)
 
@@ -108,6 +117,55 @@ class OneDnn(Kernel):
         unpack_into(self._packed, self.bits, self._room[:body])
         self._room[body:] = self._tail
         return self._shared
+
+
+def block_linear(integers: Int8[Tensor, "out in"], forms: Forms) -> Tensor:
+    """A linear layer's weights in oneDNN's blocked order.
+
+    oneDNN's own reordering takes longer than reading the weights from disk. So it does one of each size, and where
+    that turns out as `_arrange` would have it, the rest are arranged by torch into copies of that one.
+    """
+    size = tuple(integers.shape)
+    if size not in forms:
+        forms[size] = _linear_form(*size)
+    template, block = forms[size]
+    if not block:
+        return _ops.qlinear_prepack(integers, None)
+    blocked = template.clone()
+    _arrange(integers, block, _bytes(blocked))
+    return blocked
+
+
+def _linear_form(out: int, inputs: int) -> tuple[Tensor, int]:
+    """Weights of this size as oneDNN orders them, and how many outputs make a block; 0 if they are ordered otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randint(-128, 128, (out, inputs), dtype=torch.int8, generator=generator)
+    template = _ops.qlinear_prepack(probe, None)
+    content = _bytes(template)
+    trial = torch.empty_like(content)
+    for block in (64, 48, 32, 16):
+        size = _padded(out, block) * (_padded(inputs, 64) + 4)
+        if size == len(content):
+            _arrange(probe, block, trial)
+            if torch.equal(trial, content):
+                return template, block
+    return template, 0
+
+
+def _arrange(integers: Int8[Tensor, "out in"], block: int, into: Int8[Tensor, " n"]) -> None:
+    """Blocks of outputs, in each the inputs by fours, in each its outputs; behind them minus the sums over inputs."""
+    out, inputs = integers.shape
+    rows, columns = _padded(out, block), _padded(inputs, 64)
+    padded = integers
+    if (rows, columns) != (out, inputs):
+        padded = functional.pad(integers, (0, columns - inputs, 0, rows - out))
+    fours = padded.contiguous().view(torch.int32).unflatten(0, (-1, block)).transpose(1, 2)
+    into[: rows * columns].view(torch.int32).view(fours.shape).copy_(fours)
+    into[rows * columns :].view(torch.int32).copy_(padded.sum(1, dtype=torch.int32).neg_())
+
+
+def _padded(size: int, block: int) -> int:
+    return -(-size // block) * block
 
 
 def _plain(dtype: torch.dtype) -> tuple:
