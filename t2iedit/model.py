@@ -66,6 +66,11 @@ class Model(ABC):
         return self.pipeline.unet.device
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a denoiser that a plugin opened has to say of how it runs here."""
+        return tuple(getattr(self.denoiser, "notes", ()))
+
+    @property
     def memory_format(self) -> str:
         """`channels_last` or `contiguous`, read off the denoiser's first convolution that has plain weights."""
         parameters = self.pipeline.unet.parameters()

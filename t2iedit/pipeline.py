@@ -80,6 +80,8 @@ def start(model: Model, request: Request) -> Run:
         edits=request.edits,
     )
     run.report["run"] = _circumstances(run)
+    for note in model.notes:
+        run.warn(note)
     for edit in run.edits:
         check_window(edit)
         if "edit_attention" in edit.stages:

@@ -11,7 +11,7 @@ from t2iedit_mixdq import MixDQ
 from t2iedit_mixdq.calibration import Settings, calibrate
 from t2iedit_mixdq.checkpoint import INDEX, load_unet, write_model
 from t2iedit_mixdq.errors import QuantisedModelNotUsable, RecipeNotUsable
-from t2iedit_mixdq.execution import Executed
+from t2iedit_mixdq.execution import NO_VNNI, Executed
 from t2iedit_mixdq.kernels import onednn
 from t2iedit_mixdq.recipe import FILE, Recipe, read_bits, read_recipe, uniform
 from t2iedit_mixdq.report import layer_rows, measured_memory, static_bytes
@@ -202,6 +202,13 @@ def test_bfloat16_folder_runs(case):
     packed = t2iedit.open_model(case[3][8, 8], dtype="bfloat16")
     assert packed.dtype == torch.bfloat16
     assert np.isfinite(pixels(packed)).all()
+
+
+def test_machine_without_vnni_is_said_once(case, monkeypatch):
+    monkeypatch.setattr(onednn, "available", lambda: False)
+    packed = t2iedit.open_model(case[3][8, 8])
+    report = t2iedit.generate(packed, t2iedit.Request(PROMPT, steps=1, seeds=(0, 1))).report
+    assert report["warnings"] == [NO_VNNI]
 
 
 def test_saturated_prompt_is_warned_about(case):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from t2iedit_mixdq.bos import BosRows, BosTable
+from t2iedit_mixdq.bos import BosLookup, BosRows, BosTable
 from t2iedit_mixdq.calibration import make_scheme
 from t2iedit_mixdq.execution import NO_VNNI, Workshop, execute_layer, workshop
 from t2iedit_mixdq.kernels import onednn
@@ -56,7 +56,7 @@ def both(module, x, split=0, weight_bits=8, act_bits=8, tools=None, bos=None, ro
     scheme = make_scheme(module.weight, layer, weight_bits, act_bits, ranges=ranges)
     module = module.eval().requires_grad_(False)
     integers = integer_weight(module.weight, weight_bits, scheme.delta, split)
-    table = None if rows is None else BosTable(rows, rows @ module.weight.T)
+    table = None if rows is None else BosTable(BosLookup(rows), rows @ module.weight.T)
     executed = execute_layer(
         layer,
         scheme,
@@ -269,6 +269,18 @@ def test_unknown_bos_row_costs_no_more_than_its_weights_rounding(text_layer, bit
     error = (executed(x)[:, 0] - module(x)[:, 0]).abs().max()
     # Only the tenth that the table does not know goes through the rounded weights.
     assert error < 0.2 * (rounded - module(x)[:, 0]).abs().max() + 1e-3
+
+
+@torch.no_grad()
+def test_changed_text_is_looked_up_anew(text_layer):
+    """The answer is kept for one tensor as it is, whether another one comes or the same one changes."""
+    module, x = text_layer
+    _, executed = both(module, x, bos=BosRows(), rows=x[:1, 0])
+    executed(x)
+    other = x.flip(0)
+    assert torch.allclose(executed(other)[:, 0], module(other)[:, 0], atol=1e-4)
+    x[0, 0] = 0
+    assert torch.equal(executed(x)[0, 0], module.bias)
 
 
 @torch.no_grad()

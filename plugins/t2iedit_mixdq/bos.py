@@ -31,30 +31,52 @@ class BosRows:
         return [row for row in range(length) if row not in start]
 
 
-@dataclass(frozen=True, slots=True)
-class BosTable:
-    """What a text layer makes of known BOS rows, computed with its unquantised weights.
+class BosLookup:
+    """The known BOS rows of a model, a row of zeros among them, and which of them a text embedding has.
 
-    `rows` are distinct inputs and `outputs` what they become, without the bias.
+    All text layers of a forward pass read the same tensor, so the answer to the last one is kept: looking anew in each
+    would make CUDA wait for it each time.
     """
 
-    rows: Float[Tensor, "known dim"]
+    def __init__(self, rows: Float[Tensor, "known dim"]) -> None:
+        self.rows = torch.cat([torch.zeros_like(rows[:1]), rows])
+        self._asked: tuple[Tensor, int] | None = None
+        self._answer: tuple[Tensor, Tensor | None] | None = None
+
+    def find(
+        self, x: Float[Tensor, "batch seq dim"], places: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """For each BOS row the index of the nearest known one, and what is left over; None if nothing is, anywhere."""
+        version = 0 if x.is_inference() else x._version
+        if self._asked is None or self._asked[0] is not x or self._asked[1] != version:
+            given = x[:, list(places)].flatten(0, 1)
+            known = self.rows.to(x.dtype)
+            index = torch.cdist(given.float(), known.float()).argmin(1)
+            residual = given - known[index]
+            self._answer = index, residual if bool(residual.any()) else None
+            self._asked = x, version
+        assert self._answer is not None
+        return self._answer
+
+
+@dataclass(frozen=True, slots=True)
+class BosTable:
+    """What a text layer makes of known BOS rows, computed with its unquantised weights, without the bias.
+
+    The layer is linear, so a row that is not known is the nearest one plus a residual, which the quantised weights may
+    carry: a negative prompt zeroed by SDXL gives exactly zero, an encoder changed by a LoRA a small residual.
+    """
+
+    lookup: BosLookup
     outputs: Float[Tensor, "known out"]
 
     def nearest(
-        self, x: Float[Tensor, "n dim"]
+        self, x: Float[Tensor, "batch seq dim"], places: Sequence[int]
     ) -> tuple[Float[Tensor, "n out"], Float[Tensor, "n dim"] | None]:
-        """The output of the known row nearest to each given one, a row of zeros among the known, and what is left over.
-
-        The layer is linear, so a row that is not known is the nearest one plus a residual, which the quantised weights
-        may carry: a negative prompt zeroed by SDXL gives exactly zero, an encoder changed by a LoRA a small residual.
-        None means that every row was known exactly.
-        """
-        rows = torch.cat([torch.zeros_like(self.rows[:1]), self.rows]).to(x.dtype)
+        """The outputs of the known rows nearest to the BOS rows of `x`, and what the quantised weights must add."""
+        index, residual = self.lookup.find(x, places)
         outputs = torch.cat([torch.zeros_like(self.outputs[:1]), self.outputs]).to(x.dtype)
-        index = torch.cdist(x.float(), rows.float()).argmin(1)
-        residual = x - rows[index]
-        return outputs[index], residual if bool(residual.any()) else None
+        return outputs[index], residual
 
 
 def put_rows(

@@ -6,6 +6,7 @@ The folder is a pipeline like any other but for its UNet, whose weights lie in `
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from t2iedit import Model
 from t2iedit_mixdq.architectures import hollow
-from t2iedit_mixdq.bos import BosRows, BosTable
+from t2iedit_mixdq.bos import BosLookup, BosRows, BosTable
 from t2iedit_mixdq.calibration import Ranges, make_scheme, text_rows
 from t2iedit_mixdq.errors import QuantisedModelNotUsable
 from t2iedit_mixdq.execution import Workshop, execute_layer, workshop
@@ -154,6 +155,14 @@ def _write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path, limit: in
     (folder / INDEX).write_text(index + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What a packed UNet carries as `mixdq`, by which it is known."""
+
+    recipe: Recipe
+    tools: Workshop
+
+
 def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
     """The pipeline with its UNet on packed weights, which are never anything else on the way.
 
@@ -177,16 +186,16 @@ def load_unet(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     shards = Shards(folder / "unet")
     large = sum(layer.weights for layer in layers.values()) > FUSED
     tools = workshop(device, large=large)
-    rows = shards.take(BOS).to(device) if recipe.bos_aware else None
+    lookup = BosLookup(shards.take(BOS).to(device)) if recipe.bos_aware else None
     for name, layer in layers.items():
-        if recipe.of(name)[0] != WHOLE and f"{name}.packed" in shards:
-            replace_layer(unet, name, _executed(unet, layer, recipe, shards, tools, rows))
+        if f"{name}.packed" in shards:
+            replace_layer(unet, name, _executed(unet, layer, recipe, shards, tools, lookup))
     tools.scratch.forms.clear()
     _load_rest(unet, shards, device, dtype)
     for name, layer in layers.items():
-        if recipe.of(name)[0] == WHOLE and f"{name}.grids" in shards:
+        if f"{name}.packed" not in shards and f"{name}.grids" in shards:
             _wrap_inputs(unet, layer, recipe, shards)
-    unet.mixdq = {"recipe": recipe, "layers": layers, "tools": tools}
+    unet.mixdq, unet.notes = Packed(recipe, tools), tuple(tools.notes)
     return unet.requires_grad_(False)
 
 
@@ -209,7 +218,12 @@ def _scheme(layer: Layer, recipe: Recipe, shards: "Shards") -> Scheme:
 
 
 def _executed(
-    unet: Any, layer: Layer, recipe: Recipe, shards: "Shards", tools: Workshop, rows: Tensor | None
+    unet: Any,
+    layer: Layer,
+    recipe: Recipe,
+    shards: "Shards",
+    tools: Workshop,
+    lookup: BosLookup | None,
 ) -> nn.Module:
     scheme = _scheme(layer, recipe, shards)
     name = layer.name
@@ -221,8 +235,8 @@ def _executed(
     else:
         integers = unpack(stored, scheme.weight_bits, layer.weights).view(geometry.shape)
     table = None
-    if layer.text and rows is not None:
-        table = BosTable(rows, shards.take(f"{name}.bos_outputs").to(tools.device))
+    if layer.text and lookup is not None:
+        table = BosTable(lookup, shards.take(f"{name}.bos_outputs").to(tools.device))
     bias = shards.take(f"{name}.bias") if f"{name}.bias" in shards else None
     bos = BosRows() if table is not None else None
     made = execute_layer(layer, scheme, integers, geometry, tools, bias=bias, table=table, bos=bos)

@@ -148,7 +148,7 @@ def folder_report(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     rows = layer_rows(unet, layers)
     return report | {
         "runs": engines(rows),
-        "notes": unet.mixdq["tools"].notes,
+        "notes": list(unet.notes),
         "bytes": measured_memory(unet, size) | {"in 16 bits": float_bytes(layers, unet)},
         "layers": rows,
     }

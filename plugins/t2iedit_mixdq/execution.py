@@ -108,7 +108,7 @@ class Executed(nn.Module):
         if self.table is None or self.bos is None:
             return y
         rows = self.bos.among(x.shape[1])
-        return put_rows(y, rows, self._bos_rows(x[:, rows], self.table).to(y.dtype))
+        return put_rows(y, rows, self._bos_rows(x, rows, self.table).to(y.dtype))
 
     def _multiplied(self, x: Tensor, bias: Tensor | None) -> Tensor:
         grids = self.scheme.grids or (None,) * len(self.kernels)
@@ -119,12 +119,12 @@ class Executed(nn.Module):
         ]
         return outputs[0] if len(outputs) == 1 else outputs[0].add_(outputs[1])
 
-    def _bos_rows(self, rows: Tensor, table: BosTable) -> Tensor:
-        known, residual = table.nearest(rows.flatten(0, 1))
+    def _bos_rows(self, x: Tensor, rows: Sequence[int], table: BosTable) -> Tensor:
+        known, residual = table.nearest(x, rows)
         if residual is not None:
             known = known + self._precise(residual)
         known = known if self._bias is None else known + self._bias.to(known.dtype)
-        return known.unflatten(0, rows.shape[:2])
+        return known.unflatten(0, (len(x), len(rows)))
 
     def _precise(self, x: Tensor) -> Tensor:
         """The layer on an outlier: two passes of 8 bits, the second on what the first left over, make some 16."""
