@@ -7,6 +7,9 @@
 True architectures, random weights. The last rows are ratios to the best 16-bit baseline of torch.
 """
 
+# The other engines are optional.
+# pyright: reportMissingImports=false
+
 import argparse
 import json
 import tempfile
@@ -71,7 +74,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--architecture", default="sdxl", choices=("sdxl", "sd15", "tiny"))
     parser.add_argument("--size", type=int, default=512, help="of the picture, in pixels")
     parser.add_argument("--batch", type=int, default=1)

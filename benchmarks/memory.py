@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--architecture", default="sdxl", choices=("sdxl", "sd15", "tiny"))
     parser.add_argument("--size", type=int, default=512, help="of the picture, in pixels")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

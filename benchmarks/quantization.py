@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("-m", "--model", default="shapes")
     parser.add_argument("--n", type=int, default=32, help="prompts of each of seven kinds")
     parser.add_argument("--steps", type=int, help="default: the model's own")
@@ -125,7 +125,8 @@ def add_outliers(model: t2iedit.Model) -> None:
     config = dict(before.config) | {
         "cross_attention_dim": before.config.cross_attention_dim + OUTLIERS
     }
-    widened = UNet2DConditionModel.from_config(config).to(model.device, model.dtype)
+    widened: Any = UNet2DConditionModel.from_config(config)
+    widened = widened.to(model.device, model.dtype)
     state = before.state_dict()
     for key, value in state.items():
         if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):

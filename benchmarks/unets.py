@@ -27,7 +27,8 @@ QUANTISED = {"mixdq-w8a8": (8, 8), "mixdq-w4a8": (4, 8), "mixdq-w4a16": (4, 16)}
 def random_unet(architecture: str, dtype: torch.dtype, device: str) -> Any:
     """Weights as large as initialised ones, made in place in their final dtype."""
     torch.manual_seed(0)
-    unet = hollow(CONFIGS[architecture]).to(dtype).to_empty(device=device)
+    unet: Any = hollow(CONFIGS[architecture])
+    unet = unet.to(dtype).to_empty(device=device)
     with torch.no_grad():
         for parameter in unet.parameters():
             scale = parameter.shape[1:].numel() ** -0.5 if parameter.ndim > 1 else 0.02
@@ -63,6 +64,6 @@ def prepare(folder: Path, architecture: str, name: str) -> Path:
 def load(path: Path, name: str, device: str, dtype: torch.dtype) -> Any:
     """The UNet of a prepared folder, ready to run."""
     if name == "plain":
-        unet = UNet2DConditionModel.from_pretrained(path, dtype=dtype)
+        unet: Any = UNet2DConditionModel.from_pretrained(path, dtype=dtype)
         return unet.to(device).eval().requires_grad_(False)
     return load_unet(path, torch.device(device), dtype)

@@ -36,11 +36,11 @@ def hollow(config: Any) -> UNet2DConditionModel:
 def example_inputs(unet: Any, size: int | Sequence[int], batch: int = 1) -> dict[str, Any]:
     """Zeros of the shapes that the UNet wants for `size` latents, on its own device and in its dtype."""
     height, width = (size, size) if isinstance(size, int) else size
-    like = {"device": unet.device, "dtype": unet.dtype}
+    like: dict[str, Any] = {"device": unet.device, "dtype": unet.dtype}
     config = unet.config
     inputs: dict[str, Any] = {
         "sample": torch.zeros(batch, config.in_channels, height, width, **like),
-        "timestep": torch.zeros((), **like | {"dtype": torch.float32}),
+        "timestep": torch.zeros((), device=unet.device),
         "encoder_hidden_states": torch.zeros(batch, 77, config.cross_attention_dim, **like),
     }
     if config.addition_embed_type == "text_time":

@@ -137,7 +137,9 @@ def make_scheme(
         return Scheme(weight_bits, WHOLE, delta)
     assert ranges is not None, layer.name
     bounds = ranges[:, BITS.index(act_bits)].tolist()
-    return Scheme(weight_bits, act_bits, delta, tuple(affine(*pair, act_bits) for pair in bounds))
+    return Scheme(
+        weight_bits, act_bits, delta, tuple(affine(low, high, act_bits) for low, high in bounds)
+    )
 
 
 class _Denoised(Exception):

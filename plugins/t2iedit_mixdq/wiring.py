@@ -83,7 +83,7 @@ def replace_layer(unet: nn.Module, name: str, module: nn.Module) -> nn.Module:
 
 @lru_cache(maxsize=8)
 def _survey(frozen: tuple, size: int | None) -> dict[str, Layer]:
-    unet = hollow(dict(frozen))
+    unet: Any = hollow(dict(frozen))
     seen: dict[str, tuple[int, int]] = {}
     with torch.no_grad(), _Concatenations() as concatenations, _watched(unet, seen, concatenations):
         try:

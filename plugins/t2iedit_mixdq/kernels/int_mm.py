@@ -3,8 +3,11 @@
 It runs on CPUs too, slower than oneDNN there, which is how its arithmetic is tested without a GPU.
 """
 
+from functools import cache
+from typing import Any
+
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, Int32
 from torch import Tensor
 from torch.nn import functional
 
@@ -47,6 +50,7 @@ class IntMm(Kernel):
         self.sums = rows.sum(1, dtype=torch.int32)
         flat = rows.contiguous().flatten()
         self.packed = flat if bits == 8 else pack(flat, bits)
+        self._prepared: tuple[Affine, tuple[Tensor, Tensor, Tensor]] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -54,21 +58,29 @@ class IntMm(Kernel):
 
     def __call__(self, x: Tensor, grid: Affine | None, bias: Tensor | None) -> Tensor:
         assert grid is not None
+        numbers, correction, scale = self._constants(grid)
+        quantise, finish = _steps(x.is_cuda)
         if self.geometry.kind == "linear":
-            q = quantize_signed(x.reshape(-1, x.shape[-1]), grid)
-            return self._multiply(q, grid, bias, x.dtype).view(*x.shape[:-1], -1)
-        q = quantize_signed(x.permute(0, 2, 3, 1), grid)
+            q = quantise(x.reshape(-1, x.shape[-1]), numbers)
+            y = finish(self._products(q), correction, scale, bias, x.dtype)
+            return y.view(*x.shape[:-1], -1)
+        q = quantise(x.permute(0, 2, 3, 1), numbers)
         patches, height, width = unfold(q, self.geometry, grid.zero - SHIFT)
-        y = self._multiply(patches, grid, bias, x.dtype)
+        y = finish(self._products(patches), correction, scale, bias, x.dtype)
         return y.view(len(x), height, width, -1).permute(0, 3, 1, 2)
 
-    def _multiply(
-        self, q: Int8[Tensor, "rows in"], grid: Affine, bias: Tensor | None, dtype: torch.dtype
-    ) -> Float[Tensor, "rows out"]:
+    def _constants(self, grid: Affine) -> tuple[Tensor, Tensor, Tensor]:
+        """What a grid makes of the steps and sums, kept on the device for the next call."""
+        if self._prepared is None or self._prepared[0] != grid:
+            numbers = [1 / grid.delta, grid.zero - SHIFT, grid.levels - 1 - SHIFT]
+            kept = torch.tensor(numbers, device=self.delta.device)
+            correction = self.sums * (grid.zero - SHIFT)
+            self._prepared = grid, (kept, correction, self.delta * grid.delta)
+        return self._prepared[1]
+
+    def _products(self, q: Int8[Tensor, "rows in"]) -> Int32[Tensor, "rows out"]:
         padded = functional.pad(q, (0, 0, 0, max(0, ROWS - len(q))))
-        products = torch._int_mm(padded.contiguous(), self._weight().t())[: len(q)]
-        y = (products - self.sums * (grid.zero - SHIFT)).float() * (self.delta * grid.delta)
-        return (y if bias is None else y + bias).to(dtype)
+        return torch._int_mm(padded.contiguous(), self._weight().t())[: len(q)]
 
     def _weight(self) -> Int8[Tensor, "out in"]:
         if self.bits == 8:
@@ -76,10 +88,25 @@ class IntMm(Kernel):
         return unpack(self.packed, self.bits, self.size[0] * self.size[1]).view(self.size)
 
 
-def quantize_signed(x: Tensor, grid: Affine) -> Int8[Tensor, "..."]:
-    """The grid's integers less 128."""
-    q = torch.round(x.float() * (1 / grid.delta)) + grid.zero
-    return (q.clamp(0, grid.levels - 1) - SHIFT).to(torch.int8)
+def _quantise(x: Tensor, numbers: Tensor) -> Tensor:
+    """The grid's integers less 128; `numbers` are one over the step, the zero point and the top, less 128 too."""
+    q = torch.round(x.float() * numbers[0]) + numbers[1]
+    return torch.minimum(q.clamp(min=-SHIFT), numbers[2]).to(torch.int8)
+
+
+def _finish(
+    products: Tensor, correction: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    y = (products - correction).float() * scale
+    return (y if bias is None else y + bias).to(dtype)
+
+
+@cache
+def _steps(compiled: bool) -> tuple[Any, Any]:
+    """Before and after the multiplication; on CUDA each compiled into one pass."""
+    if not compiled:
+        return _quantise, _finish
+    return torch.compile(_quantise, dynamic=True), torch.compile(_finish, dynamic=True)
 
 
 def unfold(
