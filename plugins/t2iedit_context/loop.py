@@ -125,6 +125,10 @@ def run_stage(
             raise LearningFailed(
                 f"step {step + 1} of {stage.steps} gives a loss or gradient that is not finite ({told})"
             )
+        if step == first and not _reached(stage.leaves):
+            raise LearningFailed(
+                "no gradient comes through this model's denoiser; learn on one that is not quantised"
+            )
         stage.optimizer.step()
         stage.finish(step + 1)
         history.append({"stage": stage.name, "step": step + 1} | losses)
@@ -147,6 +151,10 @@ def _shared(
     values = torch.tensor([*losses.values(), float(asked)], dtype=torch.float64, device=device)
     *means, stopping = accelerator.reduce(values, "mean").tolist()  # type: ignore[union-attr]
     return dict(zip(losses, means, strict=True)), stopping > 0
+
+
+def _reached(leaves: list[Tensor]) -> bool:
+    return any(leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves)
 
 
 def _share_gradients(accelerator: Accelerator, leaves: list[Tensor]) -> bool:

@@ -195,6 +195,8 @@ def context_losses(
 
 def accumulate(loss: Tensor, leaves: Sequence[Tensor], dtype: torch.dtype) -> None:
     """Add the loss's gradient to each leaf's; in float16 it is scaled on its way, so that small ones do not vanish."""
+    if not loss.requires_grad:
+        return
     scale = 2.0**16 if dtype == torch.float16 else 1.0
     found = torch.autograd.grad(loss * scale, leaves, allow_unused=True)
     for leaf, gradient in zip(leaves, found, strict=True):

@@ -346,6 +346,15 @@ def test_loss_that_is_no_number_keeps_the_last_good_concept(sd1, tmp_path, monke
     assert equal(kept.vectors, good) and kept.made["steps done"] == 2
 
 
+def test_denoiser_that_lets_no_gradient_through_is_refused(sd1, tmp_path):
+    def detach(module, args, kwargs):
+        return args, kwargs | {"encoder_hidden_states": kwargs["encoder_hidden_states"].detach()}
+
+    sd1.denoiser.register_forward_pre_hook(detach, with_kwargs=True)
+    with pytest.raises(LearningFailed, match="no gradient"):
+        learn(sd1, pictures(), settings(embedding_weight=0), tmp_path / "x.safetensors")
+
+
 def test_run_of_other_settings_is_not_taken_up(sd1, tmp_path):
     output = tmp_path / "x.safetensors"
 
