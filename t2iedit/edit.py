@@ -10,6 +10,7 @@ from torch import Tensor
 
 from t2iedit.attention import Probabilities, Site
 from t2iedit.errors import EditNotSupported, InvalidOptions, PluginError
+from t2iedit.lora import Lora
 from t2iedit.model import Key, Model
 from t2iedit.spans import Span, locate, numbered, occurrences
 from t2iedit.text import TextEmbedding, Tokens
@@ -136,6 +137,7 @@ class Run:
     steps: int
     guidance_scale: float
     edits: tuple[Edit, ...]
+    loras: tuple[Lora, ...] = ()
     step: int = 0
     report: dict[str, Any] = field(default_factory=lambda: {"warnings": [], "edits": []})
 

@@ -9,12 +9,13 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from t2iedit import lora
 from t2iedit.attention import Look, Probabilities, Site, openable, opened
 from t2iedit.conditioning import Conditioning
 from t2iedit.edit import Edit, Run, check_window
 from t2iedit.encoding import blamed, condition
 from t2iedit.errors import PluginError
-from t2iedit.model import Model
+from t2iedit.model import Key, Model, Undo
 from t2iedit.plugins import installed
 from t2iedit.provenance import environment
 from t2iedit.request import Request, Result
@@ -52,7 +53,7 @@ def generate(
     run = start(model, request)
     images: list[Image] = []
     with model.lock:
-        model.patch([(edit.key, edit.patch_model) for edit in run.doing("patch_model")])
+        model.patch(patches(run))
         (conditioning,) = condition([run])
         for image, seed in denoise(run, conditioning, on_step=on_step, batch_size=batch_size):
             single = request.for_seed(seed)
@@ -61,6 +62,12 @@ def generate(
                 on_image(image, single)
             images.append(image)
     return Result(tuple(images), request, run.report)
+
+
+def patches(run: Run) -> list[tuple[Key, Callable[[Model], Undo | None]]]:
+    """What `Model.patch` is to leave on for this run: LoRAs first, then what edits change, in the user's order."""
+    own = [lora.patch(run.loras)] if run.loras else []
+    return [*own, *((edit.key, edit.patch_model) for edit in run.doing("patch_model"))]
 
 
 def start(model: Model, request: Request) -> Run:
@@ -78,6 +85,7 @@ def start(model: Model, request: Request) -> Run:
         steps=defaults.steps if request.steps is None else request.steps,
         guidance_scale=defaults.guidance_scale if guidance is None else guidance,
         edits=request.edits,
+        loras=request.loras,
     )
     run.report["run"] = _circumstances(run)
     for note in model.notes:
@@ -105,6 +113,7 @@ def _circumstances(run: Run) -> dict[str, Any]:
         "steps": run.steps,
         "guidance_scale": run.guidance_scale,
         "size": list(run.size),
+        "loras": {each.file: lora.digest(each) for each in run.loras},
         "versions": environment(),
         "plugins": {edit.name: installed().source(edit.name) for edit in run.edits},
     }

@@ -16,6 +16,7 @@ from pydantic import (
 
 from t2iedit.edit import Edit
 from t2iedit.errors import InvalidRequest, UserError
+from t2iedit.lora import Lora
 from t2iedit.plugins import installed
 
 MAX_SEED = 2**63 - 1
@@ -39,6 +40,7 @@ class Request(BaseModel):
     guidance_scale: float | None = Field(None, ge=0, le=100)
     size: tuple[int, int] | None = None
     dtype: str | None = None
+    loras: tuple[Lora, ...] = ()
     edits: tuple[Edit, ...] = ()
 
     def __init__(self, prompt: str, **values: Any) -> None:
@@ -61,9 +63,7 @@ class Request(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, without what was left to the defaults."""
         values = self.model_dump(mode="json", exclude_defaults=True)
-        if not self.edits:
-            values.pop("edits", None)
-        return values
+        return {key: value for key, value in values.items() if value != []}
 
     def for_seed(self, seed: int) -> "Request":
         """The same request for one image."""
@@ -89,6 +89,13 @@ class Request(BaseModel):
         if any(not 0 <= seed <= MAX_SEED for seed in seeds):
             raise ValueError(f"a seed is a whole number from 0 to {MAX_SEED}")
         return seeds
+
+    @field_validator("loras", mode="before")
+    @classmethod
+    def _loras_from_text(cls, loras: Any) -> Any:
+        if isinstance(loras, str):
+            raise ValueError("loras is a list of FILE or FILE:SCALE")
+        return [Lora.parse(lora) if isinstance(lora, str) else lora for lora in loras]
 
     @field_validator("edits", mode="before")
     @classmethod

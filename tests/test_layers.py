@@ -16,6 +16,7 @@ LAYERS = [
     "clock",
     "attention",
     "model",
+    "lora",
     "hookspecs",
     "families",
     "edit",
@@ -29,6 +30,7 @@ LAYERS = [
     "tiny",
     "testing",
     "plots",
+    "sweeps",
     "repeating",
     "cli",
 ]
