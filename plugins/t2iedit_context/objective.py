@@ -49,13 +49,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt with concepts and the same with their categories, as each encoder reads them.
+    """A prompt with concepts, as each encoder reads it, and the same with their categories, encoded once for all.
 
     `contexts` are each encoder's rows around the concepts, in the one prompt and in the other.
     """
 
     tokens: tuple[Tokens, ...]
-    category_tokens: tuple[Tokens, ...]
+    category: tuple[TextEmbedding, ...]
     contexts: tuple[tuple[list[int], list[int]], ...]
 
 
@@ -87,7 +87,9 @@ def make_pair(model: Model, prompt: str, parts: Sequence[Part], *, bos: bool = F
     contexts = tuple(
         _contexts(read, other, parts, bos=bos) for read, other in zip(tokens, others, strict=True)
     )
-    return Pair(tokens, others, contexts)
+    with torch.no_grad():
+        category = encoded(model, others, {})
+    return Pair(tokens, category, contexts)
 
 
 def _contexts(
@@ -168,8 +170,6 @@ def context_losses(
     graph, since nothing in it depends on the concept.
     """
     with_concepts = encoded(model, pair.tokens, concepts)
-    with torch.no_grad():
-        with_categories = encoded(model, pair.category_tokens, {})
     losses = {}
     if weights.embedding:
         terms = [
@@ -177,7 +177,7 @@ def context_losses(
                 mine.hidden[rows], theirs.hidden[others], weights.embedding_form
             )
             for mine, theirs, (rows, others) in zip(
-                with_concepts, with_categories, pair.contexts, strict=True
+                with_concepts, pair.category, pair.contexts, strict=True
             )
         ]
         losses["embedding"] = weights.embedding * torch.stack(terms).mean()
@@ -185,7 +185,7 @@ def context_losses(
         rows, others = pair.contexts[0]
         with precision:
             with torch.no_grad():
-                category = _attended(model, with_categories, noisy, probe)
+                category = _attended(model, pair.category, noisy, probe)
             own = _attended(model, with_concepts, noisy, probe)
         losses["attention"] = weights.attention * attention_regularisation(
             own.at(rows), category.at(others), own.sizes, weights.attention_form

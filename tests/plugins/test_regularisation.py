@@ -112,9 +112,8 @@ def test_last_of_equal_ids_is_not_taken_for_the_end(sd1):
 
 def test_category_of_more_tokens_than_the_concept_aligns(model):
     pair = make_pair(model, PROMPT, [Part("<toy>", "zeppelin", 2)])
-    for mine, theirs, (rows, others) in zip(
-        pair.tokens, pair.category_tokens, pair.contexts, strict=True
-    ):
+    for mine, theirs, (rows, others) in zip(pair.tokens, pair.category, pair.contexts, strict=True):
+        theirs = theirs.tokens
         assert len(theirs.words) != len(mine.words)
         assert mine.ids[rows].tolist() == theirs.ids[others].tolist()
         assert len(rows) == len(mine.words) - 2 + 1
@@ -184,7 +183,7 @@ def test_context_before_the_concept_gives_no_gradient(model):
     pair = make_pair(model, PROMPT, [PART])
     vectors = category_vectors(model, "car")
     mine = encoded(model, pair.tokens, {"<toy>": vectors})
-    theirs = encoded(model, pair.category_tokens, {})
+    theirs = pair.category
     for one, other, (rows, others) in zip(mine, theirs, pair.contexts, strict=True):
         leaf = vectors[one.tokens.encoder]
         before = [row for row in rows if row < 3]
@@ -202,7 +201,7 @@ def test_probe_reads_all_cross_attention_and_changes_nothing(model):
     before = dict(model.denoiser.attn_processors)
     pair = make_pair(model, PROMPT, [PART])
     with torch.no_grad():
-        embeddings = encoded(model, pair.category_tokens, {})
+        embeddings = pair.category
         plain = predicted(model, embeddings, noisy(model))
         with probed(model.denoiser) as probe:
             with probe.reading() as means:
