@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -331,6 +332,7 @@ def test_simulation_is_undone_even_when_it_fails_half_way(sd1):
 def test_fused_pass_equals_several(recwarn):
     from t2iedit_mixdq.kernels.activation import quantiser
 
+    fused: Any
     fused, reason = quantiser(fused=True)
     if reason:
         pytest.skip(reason)

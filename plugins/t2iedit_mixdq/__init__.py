@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 import t2iedit
-from t2iedit import EditNotSupported, Model, Run, TextEmbedding
+from t2iedit import EditNotSupported, File, Model, Run, TextEmbedding
 
 
 class MixDQ(t2iedit.Edit):
@@ -22,7 +22,7 @@ class MixDQ(t2iedit.Edit):
     neutral = {"weights": 16}
 
     class Options(t2iedit.Options):
-        recipe: str | None = Field(
+        recipe: File | None = Field(
             None, description="A folder that `t2iedit mixdq quantize` wrote, for this same model."
         )
         weights: Literal[2, 4, 8, 16] = Field(
