@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from t2iedit.opening import open_model as open_model
     from t2iedit.pipeline import Progress as Progress
     from t2iedit.pipeline import denoise as denoise
+    from t2iedit.pipeline import encode as encode
     from t2iedit.pipeline import generate as generate
     from t2iedit.pipeline import start as start
     from t2iedit.provenance import read_recipe as read_recipe
@@ -54,6 +55,7 @@ _HOMES = {
     "UserError": "errors",
     "condition": "encoding",
     "denoise": "pipeline",
+    "encode": "pipeline",
     "generate": "pipeline",
     "hookimpl": "hookspecs",
     "locate": "spans",
@@ -84,6 +86,7 @@ __all__ = [
     "UserError",
     "condition",
     "denoise",
+    "encode",
     "generate",
     "hookimpl",
     "locate",

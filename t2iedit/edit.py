@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from t2iedit.conditioning import Conditioning
 from t2iedit.errors import EditNotSupported, InvalidOptions, PluginError
 from t2iedit.model import Key, Model
 from t2iedit.spans import Span, locate, numbered, occurrences
@@ -116,7 +117,8 @@ class Edit:
 class Run:
     """One request at work: what an edit may see, and where it reports.
 
-    `step` is the denoiser's step under way, 0 before the first.
+    `step` is the denoiser's step under way, 0 before the first. `given` is what the run starts from in place of the
+    prompt, where it starts from a conditioning; its edits come on top.
     """
 
     model: Model
@@ -127,6 +129,7 @@ class Run:
     steps: int
     guidance_scale: float
     edits: tuple[Edit, ...]
+    given: Conditioning | None = None
     step: int = 0
     report: dict[str, Any] = field(default_factory=lambda: {"warnings": [], "edits": []})
 
@@ -145,6 +148,8 @@ class Run:
     def boundaries(self) -> list[float]:
         """The fractions of the denoising at which some edit begins or ceases, 0 first."""
         ends = {end for edit in self.edits for end in (edit.options.start, edit.options.stop)}
+        if self.given is not None:
+            ends |= {start for start, _ in self.given.changes}
         return sorted({0.0} | {end for end in ends if end < 1})
 
     def span(self, phrase: str) -> Span:

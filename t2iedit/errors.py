@@ -10,6 +10,7 @@ T2IEditError
 │   ├── InvalidRequest               a size, seed, guidance or number of steps that cannot be
 │   ├── ModelNotUsable               a checkpoint that is missing, broken or of a foreign kind
 │   ├── RecipeNotUsable              an image without a recipe, or with one that cannot be read
+│   ├── ConditioningNotUsable        a conditioning that is damaged, or of other encoders than the model's
 │   └── OutputNotWritable            a file or folder that cannot be written
 └── PluginError                      a plugin that breaks its contract, or two with one name
 """
@@ -53,6 +54,10 @@ class ModelNotUsable(UserError):
 
 class RecipeNotUsable(UserError):
     """An image holds no recipe, or one that cannot be repeated."""
+
+
+class ConditioningNotUsable(UserError):
+    """A conditioning cannot be read, or was made by other encoders."""
 
 
 class OutputNotWritable(UserError):

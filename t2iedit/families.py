@@ -11,7 +11,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from t2iedit.conditioning import Conditioning, Embeddings
+from t2iedit.conditioning import Conditioning
 from t2iedit.hookspecs import hookimpl
 from t2iedit.model import Defaults, Model
 from t2iedit.text import TextEncoder
@@ -25,12 +25,6 @@ class StableDiffusion(Model):
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
         encoder = TextEncoder("clip", pipeline.tokenizer, pipeline.text_encoder)
         super().__init__(pipeline, (encoder,), default_settings(pipeline))
-
-    def inputs(self, conditioning: Conditioning) -> dict[str, Tensor]:
-        named = {"prompt_embeds": conditioning.prompt[0].hidden[None]}
-        if conditioning.negative is not None:
-            named["negative_prompt_embeds"] = conditioning.negative[0].hidden[None]
-        return named
 
     def denoiser_inputs(self, conditioning: Conditioning, batch: int) -> dict[str, Any]:
         named = self.inputs(conditioning)
@@ -55,13 +49,6 @@ class StableDiffusionXL(Model):
         )
         zero = bool(pipeline.config["force_zeros_for_empty_prompt"])
         super().__init__(pipeline, encoders, default_settings(pipeline), zero_negative=zero)
-
-    def inputs(self, conditioning: Conditioning) -> dict[str, Tensor]:
-        named = _sdxl_side(conditioning.prompt)
-        if conditioning.negative is not None:
-            negative = _sdxl_side(conditioning.negative)
-            named |= {f"negative_{name}": value for name, value in negative.items()}
-        return named
 
     def denoiser_inputs(self, conditioning: Conditioning, batch: int) -> dict[str, Any]:
         named = self.inputs(conditioning)
@@ -95,13 +82,6 @@ def _is_turbo(scheduler: Any) -> bool:
     """sd-turbo and sdxl-turbo are the checkpoints that ship an Euler scheduler with trailing timesteps."""
     trailing = scheduler.config.get("timestep_spacing") == "trailing"
     return trailing and type(scheduler).__name__.startswith("Euler")
-
-
-def _sdxl_side(embeddings: Embeddings) -> dict[str, Tensor]:
-    pooled = embeddings[1].pooled
-    assert pooled is not None
-    hidden = torch.cat([embedding.hidden for embedding in embeddings], dim=-1)
-    return {"prompt_embeds": hidden[None], "pooled_prompt_embeds": pooled[None]}
 
 
 def _halves(named: dict[str, Tensor], key: str, batch: int) -> Tensor:

@@ -1,6 +1,5 @@
 """A checkpoint behind few verbs: its encoders, what its pipeline wants to be told, what has been patched."""
 
-import hashlib
 import math
 import threading
 from abc import ABC, abstractmethod
@@ -12,9 +11,11 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from t2iedit.conditioning import Conditioning
+from t2iedit import digests
+from t2iedit.conditioning import Conditioning, joined
 from t2iedit.errors import InvalidRequest
-from t2iedit.text import TextEncoder
+from t2iedit.joining import JOINS
+from t2iedit.text import EncoderMark, TextEncoder
 
 Undo = Callable[[], None]
 Key = tuple[str, str]
@@ -76,9 +77,16 @@ class Model(ABC):
         """The encoder of this name."""
         return next(encoder for encoder in self.encoders if encoder.name == name)
 
-    @abstractmethod
     def inputs(self, conditioning: Conditioning) -> dict[str, Tensor]:
         """The conditioning under the names of the pipeline's own call, batch axis first."""
+        return {
+            name: value[None] for name, value in joined(JOINS[self.family], conditioning).items()
+        }
+
+    @property
+    def marks(self) -> tuple[EncoderMark, ...]:
+        """What tells the encoders, as they are now, from others."""
+        return tuple(encoder.mark for encoder in self.encoders)
 
     @abstractmethod
     def denoiser_inputs(self, conditioning: Conditioning, batch: int) -> dict[str, Any]:
@@ -124,19 +132,12 @@ def freeze(pipeline: DiffusionPipeline) -> None:
 
 def fingerprint(pipeline: DiffusionPipeline) -> str:
     """Twelve hexadecimal digits that tell apart checkpoints: names, shapes, dtypes and some values of all weights."""
-    digest = hashlib.sha256()
-    for name, component in sorted(pipeline.components.items()):
-        if isinstance(component, nn.Module):
-            for key, value in component.state_dict().items():
-                digest.update(f"{name}.{key} {tuple(value.shape)} {value.dtype}".encode())
-                digest.update(_sample(value))
-    return digest.hexdigest()[:12]
-
-
-def _sample(value: Tensor, count: int = 64) -> bytes:
-    flat = value.detach().flatten()
-    sample = flat[:: max(1, len(flat) // count)]
-    return sample.cpu().to(torch.float32).numpy().tobytes()
+    return digests.of_weights(
+        (f"{name}.{key}", value)
+        for name, component in sorted(pipeline.components.items())
+        if isinstance(component, nn.Module)
+        for key, value in component.state_dict().items()
+    )
 
 
 def _shared_beginning(first: Sequence[Key], second: Sequence[Key]) -> int:

@@ -9,9 +9,10 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from t2iedit.conditioning import Conditioning
+from t2iedit.conditioning import Conditioning, check_same_encoders
 from t2iedit.edit import Run, check_window
 from t2iedit.encoding import condition
+from t2iedit.errors import ConditioningNotUsable, EditNotSupported, InvalidRequest
 from t2iedit.model import Model
 from t2iedit.plugins import installed
 from t2iedit.provenance import environment
@@ -38,21 +39,22 @@ def generate(
     model: Model,
     request: Request,
     *,
+    conditioning: Conditioning | None = None,
     on_step: OnStep | None = None,
     on_image: OnImage | None = None,
     batch_size: int = 1,
 ) -> Result:
-    """An image for each seed of the request.
+    """An image for each seed of the request, which may start from a conditioning of the same encoders.
 
     `on_step` hears of every step and `on_image` of every image with its one-seed request; either may raise to stop.
     At `batch_size` 1 each image equals, bit for bit, the one its seed gives alone.
     """
-    run = start(model, request)
+    run = start(model, request, conditioning)
     images: list[Image] = []
     with model.lock:
         model.patch([(edit.key, edit.patch_model) for edit in run.doing("patch_model")])
-        (conditioning,) = condition([run])
-        for image, seed in denoise(run, conditioning, on_step=on_step, batch_size=batch_size):
+        (told,) = condition([run])
+        for image, seed in denoise(run, told, on_step=on_step, batch_size=batch_size):
             single = request.for_seed(seed)
             installed().manager.hook.image_ready(image=image, request=single, report=run.report)
             if on_image is not None:
@@ -61,27 +63,66 @@ def generate(
     return Result(tuple(images), request, run.report)
 
 
-def start(model: Model, request: Request) -> Run:
-    """The request on this model, its defaults filled in and every edit's `check` passed."""
+def encode(model: Model, request: Request | str, **values: Any) -> Conditioning:
+    """What the denoiser would be told: a request, or a prompt and a request's values, encoded and edited.
+
+    Nothing is painted, so `save` it, `blend` it, or hand it to `generate` or to a plain diffusers pipeline.
+    """
+    asked = Request(request, **values) if isinstance(request, str) else request
+    (conditioning,) = condition([start(model, asked)])
+    return conditioning
+
+
+def start(model: Model, request: Request, given: Conditioning | None = None) -> Run:
+    """The request on this model, its defaults filled in and every edit's `check` passed.
+
+    It starts from `given`, or from the file that the request names, in place of the prompt's encoding.
+    """
     defaults = model.defaults
+    if given is None and request.conditioning is not None:
+        given = Conditioning.load(request.conditioning)
+    if given is not None:
+        check_given(model, request, given)
     size = defaults.size if request.size is None else request.size
     model.check_size(size)
     guidance = request.guidance_scale
     run = Run(
         model=model,
-        prompt=request.prompt,
+        prompt=request.prompt if given is None else given.text,
         negative=request.negative,
         seeds=request.seeds,
         size=size,
         steps=defaults.steps if request.steps is None else request.steps,
         guidance_scale=defaults.guidance_scale if guidance is None else guidance,
         edits=request.edits,
+        given=given,
     )
     run.report["run"] = _circumstances(run)
     for edit in run.edits:
         check_window(edit)
         edit.check(run)
     return run
+
+
+def check_given(model: Model, request: Request, given: Conditioning) -> None:
+    """Raises `ConditioningNotUsable` and `InvalidRequest` unless the run can start from this conditioning."""
+    if given.origin is not None:
+        check_same_encoders(given.origin.encoders, model.marks, "the conditioning", "the model")
+    names = [embedding.tokens.encoder for embedding in given.prompt]
+    if names != [encoder.name for encoder in model.encoders]:
+        raise ConditioningNotUsable(
+            f"the conditioning is of the encoders {', '.join(names)}, which this model does not have; encode it again"
+        )
+    if request.prompt and request.prompt != given.text:
+        raise InvalidRequest(
+            f'the conditioning holds the prompt "{given.text}", so leave out the prompt "{request.prompt}"'
+        )
+    early = [edit.name for edit in request.edits if "edit_token_embeds" in edit.stages]
+    if early:
+        raise EditNotSupported(
+            f"{', '.join(early)} acts before the text encoder, and a conditioning is already encoded;"
+            " give the edit when encoding"
+        )
 
 
 def _circumstances(run: Run) -> dict[str, Any]:
@@ -101,7 +142,16 @@ def _circumstances(run: Run) -> dict[str, Any]:
         "size": list(run.size),
         "versions": environment(),
         "plugins": {edit.name: installed().source(edit.name) for edit in run.edits},
-    }
+    } | _started_from(run)
+
+
+def _started_from(run: Run) -> dict[str, Any]:
+    """The conditioning that stood in for the prompt, so that another file of its name is noticed."""
+    if run.given is None:
+        return {}
+    history = run.given.origin.history if run.given.origin else ()
+    held = {"prompt": run.given.text, "digest": run.given.digest, "history": list(history)}
+    return {"conditioning": held}
 
 
 def denoise(

@@ -24,7 +24,8 @@ MAX_SEED = 2**63 - 1
 class Request(BaseModel):
     """A prompt, its edits and how to run them; None means the model's own default.
 
-    `seeds` makes one image each; `seed=n` means `seeds=[n]`. `size` is (width, height) in pixels.
+    `seeds` makes one image each; `seed=n` means `seeds=[n]`. `size` is (width, height) in pixels. `conditioning` is a
+    file that `t2iedit encode` wrote: the run starts from it, and the prompt is left out or the same.
     """
 
     model_config = ConfigDict(
@@ -39,9 +40,10 @@ class Request(BaseModel):
     guidance_scale: float | None = Field(None, ge=0, le=100)
     size: tuple[int, int] | None = None
     dtype: str | None = None
+    conditioning: str | None = None
     edits: tuple[Edit, ...] = ()
 
-    def __init__(self, prompt: str, **values: Any) -> None:
+    def __init__(self, prompt: str = "", **values: Any) -> None:
         """Raises `InvalidRequest`, and what the edits raise for their options."""
         try:
             super().__init__(prompt=prompt, **values)
@@ -54,8 +56,11 @@ class Request(BaseModel):
     @classmethod
     def from_json(cls, data: Any) -> "Request":
         """The request that `to_json` wrote. Raises `InvalidRequest`."""
-        if not isinstance(data, dict) or not isinstance(data.get("prompt"), str):
-            raise InvalidRequest('a request is a JSON object with at least a "prompt"')
+        named = isinstance(data, dict) and (data.get("prompt"), data.get("conditioning"))
+        if not named or not any(isinstance(name, str) for name in named):
+            raise InvalidRequest(
+                'a request is a JSON object with at least a "prompt" or a "conditioning"'
+            )
         return cls(**data)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Conditionings that change while the denoiser works."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from t2iedit.conditioning import Conditioning
 from t2iedit.model import Model
@@ -36,6 +37,55 @@ def scheduled(model: Model, conditioning: Conditioning) -> Iterator[None]:
         handle.remove()
 
 
+def telling(conditioning: Conditioning) -> dict[str, Any]:
+    """The `callback_on_step_end` that tells a plain pipeline what changes, as arguments of its call; none if nothing.
+
+    Pipelines keep both guidance halves joined in `prompt_embeds`, and call the pooled vectors by different names.
+    """
+    if not conditioning.changes:
+        return {}
+    family = conditioning.origin.family if conditioning.origin else ""
+    pooled = {"sdxl": "add_text_embeds", "sd3": "pooled_prompt_embeds"}.get(family)
+    names = {"prompt_embeds": "prompt_embeds"} | (
+        {"pooled_prompt_embeds": pooled} if pooled else {}
+    )
+    return {
+        "callback_on_step_end": _teller(conditioning, names),
+        "callback_on_step_end_tensor_inputs": ["latents", *names.values()],
+    }
+
+
+def _teller(conditioning: Conditioning, names: dict[str, str]) -> Callable[..., dict[str, Any]]:
+    clock: _Clock | None = None
+    first = 0
+
+    def tell(pipeline: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        nonlocal clock, first
+        timesteps = [float(t) for t in pipeline.scheduler.timesteps]
+        if index == 0 or clock is None:
+            clock, first = _Clock(pipeline.scheduler), timesteps.index(float(timestep))
+            clock.fraction(timestep)
+        following = first + index + 1
+        if following < len(timesteps):
+            fraction = clock.fraction(timesteps[following])
+            told = replace(conditioning.at(fraction), origin=conditioning.origin).joined()
+            guided = bool(getattr(pipeline, "do_classifier_free_guidance", False))
+            for name, called in names.items():
+                values[called] = _like(told, name, values[called], guided=guided)
+        return values
+
+    return tell
+
+
+def _like(told: dict[str, Tensor], name: str, before: Tensor, *, guided: bool) -> Tensor:
+    """The value for a batch like the one before; the negative half of a guided one stands first."""
+    halves = list(before.chunk(2)) if guided else [before]
+    if guided and f"negative_{name}" in told:
+        halves[0] = told[f"negative_{name}"].to(before).expand_as(halves[0])
+    halves[-1] = told[name].to(before).expand_as(halves[-1])
+    return torch.cat(halves)
+
+
 class _Clock:
     """How much of the denoising lies before a timestep."""
 
@@ -48,4 +98,6 @@ class _Clock:
         if not self.timesteps:
             distinct = list(dict.fromkeys(float(t) for t in self.scheduler.timesteps))
             self.timesteps = sorted((t for t in distinct if t <= now), reverse=True)
-        return self.timesteps.index(now) / len(self.timesteps)
+        # The nearest one: half precision rounds the timesteps that a denoiser is told.
+        index = min(range(len(self.timesteps)), key=lambda i: abs(self.timesteps[i] - now))
+        return index / len(self.timesteps)

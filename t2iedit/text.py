@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from t2iedit import digests
 from t2iedit.errors import ModelNotUsable, SpanTruncated
 from t2iedit.spans import Span
 
@@ -57,6 +58,15 @@ class Tokens:
         """The end of the last character that a token stands for."""
         return max((self.offsets[index][1] for index in self.words), default=0)
 
+    def repeated(self, times: int) -> "Tokens":
+        """The same windows, `times` over."""
+        return replace(
+            self,
+            ids=self.ids.repeat(times),
+            offsets=self.offsets * times,
+            kinds=self.kinds * times,
+        )
+
     @property
     def lost(self) -> str:
         """The end of the prompt that does not fit into the window."""
@@ -75,6 +85,48 @@ class TextEmbedding:
         """The same embedding with other rows."""
         return replace(self, hidden=hidden)
 
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "TextEmbedding":
+        """The same on another device, in another precision if given."""
+        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
+        return replace(self, hidden=self.hidden.to(device, dtype), pooled=pooled)
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderMark:
+    """What an encoding depends on: digests of the encoder's configuration and weights, its layer, dtype and adapters.
+
+    `adapters` are (name, scale) of the LoRAs that are on.
+    """
+
+    name: str
+    config: str
+    weights: str
+    layer: int | None
+    dtype: str
+    adapters: tuple[tuple[str, float], ...] = ()
+
+    def difference(self, other: "EncoderMark") -> str | None:
+        """What keeps an embedding of this encoder from being used where the other one is, as advice, or None."""
+        if self.config != other.config:
+            return "its architecture differs; encode the prompt again with this model"
+        if self.layer != other.layer:
+            return f"it read layer {_layer(self.layer)} and not {_layer(other.layer)}; use the same clip_skip"
+        if self.dtype != other.dtype:
+            return f"it computed in {self.dtype} and not in {other.dtype}; use dtype {self.dtype}, or encode again"
+        if self.adapters != other.adapters:
+            return f"it had {_adapters(self.adapters)} and not {_adapters(other.adapters)}; load the same LoRAs"
+        if self.weights != other.weights:
+            return "its weights differ; use the checkpoint of that time, or encode the prompt again with this one"
+        return None
+
+
+def _layer(layer: int | None) -> str:
+    return "last" if layer is None else str(layer)
+
+
+def _adapters(adapters: tuple[tuple[str, float], ...]) -> str:
+    return ", ".join(f"LoRA {name}:{scale:g}" for name, scale in adapters) or "no LoRA"
+
 
 @dataclass(frozen=True)
 class TextEncoder:
@@ -89,6 +141,7 @@ class TextEncoder:
     layer: int | None = None
     pooled: str | None = None
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    _known: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not getattr(self.tokenizer, "is_fast", False):
@@ -100,6 +153,25 @@ class TextEncoder:
     @property
     def device(self) -> torch.device:
         return self.transformer.get_input_embeddings().weight.device  # type: ignore[operator]
+
+    @property
+    def mark(self) -> EncoderMark:
+        """What tells this encoder, as it is now, from others."""
+        return EncoderMark(
+            name=self.name,
+            config=digests.of_json(_architecture(self.transformer)),
+            weights=self._weights(),
+            layer=self.layer,
+            dtype=str(next(self.transformer.parameters()).dtype).removeprefix("torch."),
+            adapters=_active_adapters(self.transformer),
+        )
+
+    def _weights(self) -> str:
+        """The weights' digest; the last known while they are offloaded."""
+        values = self.transformer.state_dict()
+        if not any(value.is_meta for value in values.values()):
+            self._known["weights"] = digests.of_weights(values.items())
+        return self._known["weights"]
 
     def tokenize(self, text: str) -> Tokens:
         """The prompt in this encoder's window, cut off at its end if need be."""
@@ -166,3 +238,23 @@ def _input_embeds(transformer: nn.Module, given: Sequence[Tensor | None]) -> Ite
         yield
     finally:
         handle.remove()
+
+
+def _architecture(transformer: nn.Module) -> dict[str, Any]:
+    """The configuration's values that shape what the transformer computes."""
+    config = getattr(transformer, "config", None)
+    values = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
+    passing = {"architectures", "dtype", "torch_dtype", "transformers_version", "return_dict"}
+    kept = {key: value for key, value in values.items() if key not in passing and key[0] != "_"}
+    return {"class": type(transformer).__name__, **kept}
+
+
+def _active_adapters(transformer: nn.Module) -> tuple[tuple[str, float], ...]:
+    """The LoRAs in force, by peft's own bookkeeping in each adapted layer."""
+    scales: dict[str, float] = {}
+    for module in transformer.modules():
+        scaling = getattr(module, "scaling", None)
+        if isinstance(scaling, dict) and not getattr(module, "disable_adapters", False):
+            active = getattr(module, "active_adapters", ())
+            scales |= {name: float(scaling[name]) for name in active if name in scaling}
+    return tuple(sorted(scales.items()))

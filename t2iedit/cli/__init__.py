@@ -8,6 +8,7 @@ from typing import NoReturn
 
 COMMANDS = {
     "generate": "make images from a prompt and its edits",
+    "encode": "encode a prompt and its edits into a file, for generate --conditioning",
     "compare": "one prompt without, with each and with all edits, as a labelled grid",
     "edits": "list the installed edits, or one edit's options",
     "plugins": "list the installed plugins, failed ones included",

@@ -16,6 +16,19 @@ MAX_IMAGES = 100_000
 
 
 def add_request_arguments(parser: argparse.ArgumentParser, *, prompt_optional: bool) -> None:
+    add_text_arguments(parser, prompt_optional=prompt_optional)
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", metavar="N", help="default 0")
+    seeds.add_argument("--seeds", metavar="A..B", help="one image each; B is included")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps")
+    parser.add_argument("--size", metavar="WxH", help="in pixels")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="images per denoiser call"
+    )
+
+
+def add_text_arguments(parser: argparse.ArgumentParser, *, prompt_optional: bool) -> None:
+    """What decides what the denoiser is told."""
     parser.add_argument(
         "prompt", nargs="?" if prompt_optional else None, help="before the first -e, or after --"
     )
@@ -33,31 +46,31 @@ def add_request_arguments(parser: argparse.ArgumentParser, *, prompt_optional: b
         metavar=("NAME", "KEY=VALUE"),
         help="an edit and its options; repeatable, applied in order",
     )
-    seeds = parser.add_mutually_exclusive_group()
-    seeds.add_argument("--seed", metavar="N", help="default 0")
-    seeds.add_argument("--seeds", metavar="A..B", help="one image each; B is included")
-    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps")
+    if prompt_optional:
+        parser.add_argument(
+            "--conditioning",
+            metavar="FILE",
+            help="start from what t2iedit encode wrote; edits come on top",
+        )
     parser.add_argument("--guidance", type=float, metavar="G", help="guidance scale")
-    parser.add_argument("--size", metavar="WxH", help="in pixels")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16")
-    parser.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="images per denoiser call"
-    )
 
 
 def request_values(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments as `Request` takes them, without those left out."""
-    if args.batch_size < 1:
+    if getattr(args, "batch_size", 1) < 1:
         raise InvalidRequest(f"--batch-size {args.batch_size}: at least 1 image per call is needed")
+    typed = vars(args)
     values = {
         "prompt": args.prompt,
         "negative": args.negative,
         "model": args.model,
-        "seeds": parse_seeds(args.seed, args.seeds),
-        "steps": args.steps,
+        "conditioning": typed.get("conditioning"),
+        "seeds": parse_seeds(typed.get("seed"), typed.get("seeds")),
+        "steps": typed.get("steps"),
         "guidance_scale": args.guidance,
-        "size": parse_size(args.size),
+        "size": parse_size(typed.get("size")),
         "dtype": args.dtype,
         "edits": [parse_edit(words) for words in args.edits] or None,
     }
