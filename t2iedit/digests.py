@@ -30,10 +30,10 @@ def of_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()[:DIGITS]
 
 
-def of_json(value: Any) -> str:
+def of_json(value: Any, digits: int = DIGITS) -> str:
     """A JSON value in its canonical form."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 def sample(value: Tensor, count: int = 64) -> bytes:

@@ -13,6 +13,7 @@ from t2iedit.errors import EditNotSupported, InvalidOptions, PluginError
 from t2iedit.model import Key, Model
 from t2iedit.spans import Span, locate, numbered, occurrences
 from t2iedit.text import TextEmbedding, Tokens
+from t2iedit.weighting import Script
 
 Phrase = Annotated[str, Field(json_schema_extra={"kind": "phrase"})]
 """Words of the prompt, `cat#2` for the second cat; a demo offers them for clicking."""
@@ -118,7 +119,10 @@ class Run:
     """One request at work: what an edit may see, and where it reports.
 
     `step` is the denoiser's step under way, 0 before the first. `given` is what the run starts from in place of the
-    prompt, where it starts from a conditioning; its edits come on top.
+    prompt, where it starts from a conditioning; its edits come on top. `inputs` is what else the pipeline is told, an
+    image to begin from for instance. `scripts` holds weights, windows and texts that are an encoder's own, by the
+    encoder and whether they are of the negative prompt; while an encoder's embedding is edited, `prompt` is what that
+    one reads.
     """
 
     model: Model
@@ -130,6 +134,10 @@ class Run:
     guidance_scale: float
     edits: tuple[Edit, ...]
     given: Conditioning | None = None
+    scheduler: str | None = None
+    clip_skip: int | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
+    scripts: dict[tuple[str, bool], Script] = field(default_factory=dict)
     step: int = 0
     report: dict[str, Any] = field(default_factory=lambda: {"warnings": [], "edits": []})
 
@@ -140,6 +148,11 @@ class Run:
     def guided(self) -> bool:
         """Whether there is a negative half."""
         return self.model.guided(self.guidance_scale)
+
+    def script(self, encoder: str, *, negative: bool = False) -> Script:
+        """How this encoder is to read the prompt, or the negative one."""
+        text = (self.negative or "") if negative else self.prompt
+        return self.scripts.get((encoder, negative), Script(text))
 
     def doing(self, stage: str, at: float | None = None) -> list[Edit]:
         """The edits with this stage, in the user's order; only those whose window holds `at`, if given."""

@@ -1,36 +1,53 @@
 """Prompts to conditionings: one forward pass an encoder, then the edits, in the user's order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from t2iedit import compel_reading
 from t2iedit.conditioning import Conditioning, Embeddings, Origin
 from t2iedit.edit import Edit, Run
 from t2iedit.errors import PluginError, UserError
 from t2iedit.request import edit_to_json
 from t2iedit.text import EncoderMark, Kind, TextEmbedding, TextEncoder, Tokens
+from t2iedit.weighting import Script, read, weighted
+
+Known = MutableMapping[Any, TextEmbedding]
+"""Encoded texts that no edit touched yet."""
 
 
 @torch.no_grad()
-def condition(runs: Sequence[Run]) -> list[Conditioning]:
+def condition(runs: Sequence[Run], known: Known | None = None) -> list[Conditioning]:
     """What the denoiser is told in each run: one forward pass an encoder for all prompts, one for all negatives.
 
     The runs share one model. A run that starts from a conditioning is not encoded again; its edits come on top.
     """
     if not runs:
         return []
-    model = runs[0].model
-    with model.lock:
-        prompts = _encode([Job(run, at) for run in runs for at in run.boundaries()])
+    model, skips = runs[0].model, {run.clip_skip for run in runs}
+    if len(skips) > 1:
+        return _apart(runs, skips, known)
+    with model.skipping(*skips):
+        prompts = _encode([Job(run, at) for run in runs for at in run.boundaries()], known)
         guided = [run for run in runs if run.guided]
         negatives = _encode(
-            [Job(run, at, negative=True) for run in guided for at in run.boundaries()]
+            [Job(run, at, negative=True) for run in guided for at in run.boundaries()], known
         )
         marks = model.marks
     return [_phases(run, prompts, negatives, marks) for run in runs]
+
+
+def _apart(runs: Sequence[Run], skips: set[int | None], known: Known | None) -> list[Conditioning]:
+    """Runs that read different layers, those of one kind together."""
+    done: dict[int, Conditioning] = {}
+    for skip in skips:
+        alike = [run for run in runs if run.clip_skip == skip]
+        done |= zip(map(id, alike), condition(alike, known), strict=True)
+    return [done[id(run)] for run in runs]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,18 +59,27 @@ class Job:
     negative: bool = False
 
     @property
-    def text(self) -> str:
-        return (self.run.negative or "") if self.negative else self.run.prompt
-
-    @property
     def edits(self) -> list[Edit]:
         """Those that change what goes into the encoder."""
         return [] if self.negative else self.run.doing("edit_token_embeds", self.at)
 
-    @property
-    def key(self) -> tuple:
+    def script(self, encoder: TextEncoder) -> Script:
+        return self.run.script(encoder.name, negative=self.negative)
+
+    def key(self, encoder: TextEncoder) -> tuple:
         """Jobs of one key are encoded once."""
-        return (self.text, *((id(self.run), id(edit)) for edit in self.edits))
+        return (self.script(encoder), *((id(self.run), id(edit)) for edit in self.edits))
+
+    @contextmanager
+    def reading(self, encoder: TextEncoder) -> Iterator[None]:
+        """While this holds, the run's prompt is what this encoder reads, and phrases are found in it."""
+        own = self.run.prompt
+        if not self.negative and self.run.given is None:
+            self.run.prompt = self.script(encoder).text
+        try:
+            yield
+        finally:
+            self.run.prompt = own
 
     def given(self, encoder: TextEncoder) -> TextEmbedding | None:
         """What the run starts from, where it is not this text."""
@@ -66,34 +92,55 @@ class Job:
         return None if found is None else found.to(encoder.device)
 
 
-def _encode(jobs: Sequence[Job]) -> dict[tuple[int, float], Embeddings]:
+def _encode(jobs: Sequence[Job], known: Known | None = None) -> dict[tuple[int, float], Embeddings]:
     """Each job's embeddings by run and fraction, the edits of that time applied."""
     if not jobs:
         return {}
     encoders = jobs[0].run.model.encoders
-    columns = [_encode_one(encoder, jobs) for encoder in encoders]
+    columns = [_encode_one(encoder, jobs, known) for encoder in encoders]
     rows = zip(*columns, strict=True)
     return {(id(job.run), job.at): tuple(row) for job, row in zip(jobs, rows, strict=True)}
 
 
-def _encode_one(encoder: TextEncoder, jobs: Sequence[Job]) -> list[TextEmbedding]:
+def _encode_one(
+    encoder: TextEncoder, jobs: Sequence[Job], known: Known | None
+) -> list[TextEmbedding]:
     """The jobs through one encoder; times that differ only in later edits share its work."""
     unique: dict[tuple, tuple[Tokens, Tensor | None]] = {}
     given = [job.given(encoder) for job in jobs]
     for job, found in zip(jobs, given, strict=True):
-        if found is None and job.key not in unique:
-            read = encoder.tokenize(job.text)
-            if read.lost:
-                _warn_of_loss(job.run, read)
-            unique[job.key] = read, _token_embeds(encoder, read, job.edits, job.run)
-    encoded: dict[tuple, TextEmbedding] = {}
-    if unique:
-        tokens, embeds = zip(*unique.values(), strict=True)
-        encoded = dict(zip(unique, encoder.encode_batch(tokens, embeds), strict=True))
+        key = job.key(encoder)
+        if found is None and key not in unique:
+            tokens = read(encoder, job.script(encoder))
+            if tokens.lost:
+                _warn_of_loss(job.run, tokens)
+            with job.reading(encoder):
+                unique[key] = tokens, _token_embeds(encoder, tokens, job.edits, job.run)
+    encoded = _through(encoder, unique, known)
     return [
-        _edited(encoded[job.key] if found is None else found, job)
+        _edited(encoded[job.key(encoder)] if found is None else found, job, encoder)
         for job, found in zip(jobs, given, strict=True)
     ]
+
+
+def _through(
+    encoder: TextEncoder, texts: dict[tuple, tuple[Tokens, Tensor | None]], known: Known | None
+) -> dict[tuple, TextEmbedding]:
+    """The texts through the encoder, in one pass, but for those known already; weighted as their scripts say."""
+    kept: Known = {} if known is None else known
+    place = encoder.name, encoder.layer
+    found = {key: kept[place, key] for key in texts if (place, key) in kept}
+    by_compel = [key for key in texts if key not in found and key[0].reading == "compel"]
+    found |= {key: compel_reading.encode(encoder, key[0]) for key in by_compel}
+    missing = {key: value for key, value in texts.items() if key not in found}
+    if missing:
+        tokens, embeds = zip(*missing.values(), strict=True)
+        for key, embedding in zip(missing, encoder.encode_batch(tokens, embeds), strict=True):
+            found[key] = weighted(embedding, key[0])
+    for key, (_, embeds) in texts.items():
+        if embeds is None and (place, key) not in kept:
+            kept[place, key] = found[key]
+    return found
 
 
 def _token_embeds(
@@ -109,10 +156,11 @@ def _token_embeds(
     return embeds
 
 
-def _edited(embedding: TextEmbedding, job: Job) -> TextEmbedding:
+def _edited(embedding: TextEmbedding, job: Job, encoder: TextEncoder) -> TextEmbedding:
     """The embedding after the edits of this time, in the user's order, each one's effect on the report."""
     run = job.run
-    absent = run.negative is None and (run.given is None or run.given.negative is None)
+    own = run.script(encoder.name, negative=True).text
+    absent = not own and run.negative is None and (run.given is None or run.given.negative is None)
     if job.negative and absent and run.model.zero_negative:
         pooled = None if embedding.pooled is None else torch.zeros_like(embedding.pooled)
         blank = torch.zeros_like(embedding.hidden)
@@ -120,7 +168,7 @@ def _edited(embedding: TextEmbedding, job: Job) -> TextEmbedding:
     for edit in run.doing("edit_embedding", job.at):
         if job.negative and not edit.negative:
             continue
-        with _blamed(edit):
+        with _blamed(edit), job.reading(encoder):
             edited = edit.edit_embedding(embedding, run)
         _check_embedding(edit, edited, embedding)
         if not job.negative:

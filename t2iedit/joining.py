@@ -24,5 +24,22 @@ def sdxl(embeddings: Sequence[TextEmbedding]) -> dict[str, Tensor]:
     return {"prompt_embeds": hidden, "pooled_prompt_embeds": pooled}
 
 
-JOINS: dict[str, Join] = {"sd": sd, "sdxl": sdxl}
+def sd3(embeddings: Sequence[TextEmbedding]) -> dict[str, Tensor]:
+    """SD3: both CLIPs joined on features and padded to T5's width, T5 after them on the text axis, both pooled vectors."""
+    first, second, t5 = embeddings
+    assert first.pooled is not None and second.pooled is not None
+    clip = torch.cat([first.hidden, second.hidden], dim=-1)
+    clip = torch.nn.functional.pad(clip, (0, t5.hidden.shape[-1] - clip.shape[-1]))
+    pooled = torch.cat([first.pooled, second.pooled], dim=-1)
+    return {"prompt_embeds": torch.cat([clip, t5.hidden]), "pooled_prompt_embeds": pooled}
+
+
+def flux(embeddings: Sequence[TextEmbedding]) -> dict[str, Tensor]:
+    """FLUX: T5's rows, and CLIP's pooled vector alone."""
+    clip, t5 = embeddings
+    assert clip.pooled is not None
+    return {"prompt_embeds": t5.hidden, "pooled_prompt_embeds": clip.pooled}
+
+
+JOINS: dict[str, Join] = {"sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux}
 """By the name of the family."""

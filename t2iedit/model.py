@@ -3,7 +3,8 @@
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from t2iedit import digests
 from t2iedit.conditioning import Conditioning, joined
 from t2iedit.errors import InvalidRequest
 from t2iedit.joining import JOINS
-from t2iedit.text import EncoderMark, TextEncoder
+from t2iedit.text import EncoderMark, TextEncoder, execution_device, weights
 
 Undo = Callable[[], None]
 Key = tuple[str, str]
@@ -35,6 +36,8 @@ class Model(ABC):
     """A diffusers pipeline, its text encoders, and one lock around whatever hooks or patches it."""
 
     family: ClassVar[str]
+    timesteps: ClassVar[float] = 1.0
+    """What the denoiser's timestep is multiplied by to be the scheduler's."""
 
     def __init__(
         self,
@@ -56,20 +59,25 @@ class Model(ABC):
 
     @property
     def denoiser(self) -> nn.Module:
-        return self.pipeline.unet
+        parts = self.pipeline.components
+        return parts["unet"] if "unet" in parts else parts["transformer"]
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.pipeline.unet.dtype
+        return next(self.denoiser.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
-        return self.pipeline.unet.device
+        """Where the denoiser computes."""
+        return execution_device(self.denoiser)
 
     @property
     def memory_format(self) -> str:
-        """`channels_last` or `contiguous`, read off the denoiser's first convolution."""
-        weight = self.pipeline.unet.conv_in.weight
+        """`channels_last` or `contiguous`, read off the denoiser's first convolution; transformers have none."""
+        first = getattr(self.denoiser, "conv_in", None)
+        if not isinstance(first, nn.Conv2d):
+            return "contiguous"
+        weight = first.weight
         last = weight.is_contiguous(memory_format=torch.channels_last)
         return "channels_last" if last and not weight.is_contiguous() else "contiguous"
 
@@ -94,11 +102,28 @@ class Model(ABC):
 
     def guided(self, guidance_scale: float) -> bool:
         """Whether the pipeline runs a negative half at this scale, by diffusers' own rule."""
-        return guidance_scale > 1 and self.pipeline.unet.config.time_cond_proj_dim is None
+        config: Any = self.denoiser.config
+        return guidance_scale > 1 and getattr(config, "time_cond_proj_dim", None) is None
+
+    @property
+    def size_step(self) -> int:
+        """What both sides of a picture must be a multiple of, in pixels."""
+        return math.lcm(8, self.pipeline.vae_scale_factor * getattr(self.pipeline, "patch_size", 1))
+
+    @contextmanager
+    def skipping(self, layers: int | None) -> Iterator[None]:
+        """While this holds, the encoders are read this many layers earlier. Raises `InvalidRequest`."""
+        with self.lock:
+            own = self.encoders
+            self.encoders = tuple(encoder.skipping(layers or 0) for encoder in own)
+            try:
+                yield
+            finally:
+                self.encoders = own
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Raises `InvalidRequest` if the model cannot make pictures of this width and height."""
-        step = math.lcm(8, self.pipeline.vae_scale_factor)
+        step = self.size_step
         for side in size:
             if side < step or side % step:
                 nearest = max(step, round(side / step) * step)
@@ -107,20 +132,22 @@ class Model(ABC):
                     f" multiples of {step}, for instance {nearest} instead of {side}"
                 )
 
-    def patch(self, wanted: Sequence[tuple[Key, Callable[["Model"], Undo | None]]]) -> None:
-        """Leave exactly the wanted patches on, in this order.
+    def patch(self, wanted: Sequence[tuple[Key, Callable[["Model"], Undo | None]]]) -> bool:
+        """Leave exactly the wanted patches on, in this order; whether that changed anything.
 
         Those already on stay; the rest are undone in reverse, down to the first that differs.
         """
         with self.lock:
             keys = [key for key, _ in wanted]
             kept = _shared_beginning([key for key, _ in self._patches], keys)
+            changes = (len(self._patches), len(wanted)) != (kept, kept)
             while len(self._patches) > kept:
                 _, undo = self._patches.pop()
                 if undo is not None:
                     undo()
             for key, apply in wanted[kept:]:
                 self._patches.append((key, apply(self)))
+            return changes
 
 
 def freeze(pipeline: DiffusionPipeline) -> None:
@@ -136,7 +163,7 @@ def fingerprint(pipeline: DiffusionPipeline) -> str:
         (f"{name}.{key}", value)
         for name, component in sorted(pipeline.components.items())
         if isinstance(component, nn.Module)
-        for key, value in component.state_dict().items()
+        for key, value in weights(component).items()
     )
 
 

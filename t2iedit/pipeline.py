@@ -1,7 +1,8 @@
 """The straight line: prompt to tokens to embeddings to edits to denoising to images."""
 
+import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,15 @@ from torch import Tensor
 
 from t2iedit.conditioning import Conditioning, check_same_encoders
 from t2iedit.edit import Run, check_window
-from t2iedit.encoding import condition
+from t2iedit.encoding import Known, condition
 from t2iedit.errors import ConditioningNotUsable, EditNotSupported, InvalidRequest
 from t2iedit.model import Model
 from t2iedit.plugins import installed
 from t2iedit.provenance import environment
 from t2iedit.request import Request, Result
+from t2iedit.schedulers import using
 from t2iedit.steps import scheduled
+from t2iedit.weighting import Script, parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +46,24 @@ def generate(
     on_step: OnStep | None = None,
     on_image: OnImage | None = None,
     batch_size: int = 1,
+    known: Known | None = None,
+    **inputs: Any,
 ) -> Result:
     """An image for each seed of the request, which may start from a conditioning of the same encoders.
 
     `on_step` hears of every step and `on_image` of every image with its one-seed request; either may raise to stop.
+    `inputs` is whatever else the pipeline takes: the `image` and `strength` of image-to-image, a `mask_image`, the
+    `image` of a ControlNet, an `ip_adapter_image`. `known` keeps encoded texts from one call to the next, for as long as nothing is done to the model in between.
+
     At `batch_size` 1 each image equals, bit for bit, the one its seed gives alone.
     """
-    run = start(model, request, conditioning)
+    run = start(model, request, conditioning, **inputs)
     images: list[Image] = []
     with model.lock:
-        model.patch([(edit.key, edit.patch_model) for edit in run.doing("patch_model")])
-        (told,) = condition([run])
+        changed = model.patch([(edit.key, edit.patch_model) for edit in run.doing("patch_model")])
+        if changed and known is not None:
+            known.clear()
+        (told,) = condition([run], known)
         for image, seed in denoise(run, told, on_step=on_step, batch_size=batch_size):
             single = request.for_seed(seed)
             installed().manager.hook.image_ready(image=image, request=single, report=run.report)
@@ -73,7 +83,7 @@ def encode(model: Model, request: Request | str, **values: Any) -> Conditioning:
     return conditioning
 
 
-def start(model: Model, request: Request, given: Conditioning | None = None) -> Run:
+def start(model: Model, request: Request, given: Conditioning | None = None, **inputs: Any) -> Run:
     """The request on this model, its defaults filled in and every edit's `check` passed.
 
     It starts from `given`, or from the file that the request names, in place of the prompt's encoding.
@@ -81,14 +91,15 @@ def start(model: Model, request: Request, given: Conditioning | None = None) -> 
     defaults = model.defaults
     if given is None and request.conditioning is not None:
         given = Conditioning.load(request.conditioning)
-    if given is not None:
-        check_given(model, request, given)
+    check_inputs(model, inputs)
     size = defaults.size if request.size is None else request.size
     model.check_size(size)
     guidance = request.guidance_scale
+    scripts = _scripts(model, request)
+    prompt = parse(request.prompt, request.syntax, request.weights).text
     run = Run(
         model=model,
-        prompt=request.prompt if given is None else given.text,
+        prompt=prompt if given is None else given.text,
         negative=request.negative,
         seeds=request.seeds,
         size=size,
@@ -96,12 +107,54 @@ def start(model: Model, request: Request, given: Conditioning | None = None) -> 
         guidance_scale=defaults.guidance_scale if guidance is None else guidance,
         edits=request.edits,
         given=given,
+        scheduler=request.scheduler,
+        clip_skip=request.clip_skip,
+        inputs=inputs,
+        scripts=scripts,
     )
-    run.report["run"] = _circumstances(run)
-    for edit in run.edits:
-        check_window(edit)
-        edit.check(run)
+    with model.skipping(run.clip_skip), using(model.pipeline, run.scheduler):
+        if given is not None:
+            check_given(model, request, given)
+        run.report["run"] = _circumstances(run)
+        if run.negative and not run.guided:
+            run.warn(
+                "without guidance there is no negative half, so the negative prompt is not used"
+            )
+        for edit in run.edits:
+            check_window(edit)
+            edit.check(run)
     return run
+
+
+def _scripts(model: Model, request: Request) -> dict[tuple[str, bool], Script]:
+    """How each encoder reads both sides. Raises `InvalidRequest` for encoders that the model does not have."""
+    names = [encoder.name for encoder in model.encoders]
+    for field in (request.prompts, request.negatives):
+        unknown = [name for name in field if name not in names]
+        if unknown:
+            raise InvalidRequest(
+                f"this model has no encoder {', '.join(unknown)} to give a prompt of its own; it has {', '.join(names)}"
+            )
+    if request.conditioning is not None and (request.prompts or request.syntax != "plain"):
+        raise InvalidRequest(
+            "a conditioning is already encoded; give syntax and prompts when encoding"
+        )
+    sides = (False, request.prompt, request.prompts), (True, request.negative, request.negatives)
+    return {
+        (name, negative): parse(own.get(name, text or ""), request.syntax, request.weights)
+        for negative, text, own in sides
+        for name in names
+    }
+
+
+def check_inputs(model: Model, inputs: dict[str, Any]) -> None:
+    """Raises `InvalidRequest` for what this pipeline's call does not take."""
+    takes = inspect.signature(type(model.pipeline).__call__).parameters
+    unknown = [name for name in inputs if name not in takes]
+    if unknown:
+        raise InvalidRequest(
+            f"a {type(model.pipeline).__name__} takes no {', '.join(unknown)}; open the pipeline that does"
+        )
 
 
 def check_given(model: Model, request: Request, given: Conditioning) -> None:
@@ -128,21 +181,25 @@ def check_given(model: Model, request: Request, given: Conditioning) -> None:
 def _circumstances(run: Run) -> dict[str, Any]:
     """What the pixels depend on besides the request."""
     model = run.model
-    return {
-        "model": model.name,
-        "fingerprint": model.fingerprint,
-        "family": model.family,
-        "scheduler": type(model.pipeline.scheduler).__name__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "memory_format": model.memory_format,
-        "threads": torch.get_num_threads(),
-        "steps": run.steps,
-        "guidance_scale": run.guidance_scale,
-        "size": list(run.size),
-        "versions": environment(),
-        "plugins": {edit.name: installed().source(edit.name) for edit in run.edits},
-    } | _started_from(run)
+    return (
+        {
+            "model": model.name,
+            "fingerprint": model.fingerprint,
+            "family": model.family,
+            "scheduler": type(model.pipeline.scheduler).__name__,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": model.device.type,
+            "memory_format": model.memory_format,
+            "threads": torch.get_num_threads(),
+            "steps": run.steps,
+            "guidance_scale": run.guidance_scale,
+            "size": list(run.size),
+            "versions": environment(),
+            "plugins": {edit.name: installed().source(edit.name) for edit in run.edits},
+        }
+        | _started_from(run)
+        | ({"inputs": sorted(run.inputs)} if run.inputs else {})
+    )
 
 
 def _started_from(run: Run) -> dict[str, Any]:
@@ -159,22 +216,33 @@ def denoise(
 ) -> Iterator[tuple[Image, int]]:
     """Each image with its seed, in the order of the run's seeds."""
     model = run.model
-    width, height = run.size
     for first in range(0, len(run.seeds), batch_size):
         seeds = list(run.seeds[first : first + batch_size])
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        with torch.no_grad(), model.lock, _quiet(model.pipeline), scheduled(model, conditioning):
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(model.lock)
+            stack.enter_context(_quiet(model.pipeline))
+            stack.enter_context(using(model.pipeline, run.scheduler))
+            stack.enter_context(scheduled(model, conditioning))
             output = model.pipeline(
                 **model.inputs(conditioning),
+                **_size(model, run),
+                **run.inputs,
                 num_inference_steps=run.steps,
                 guidance_scale=run.guidance_scale,
-                width=width,
-                height=height,
                 num_images_per_prompt=len(seeds),
                 generator=generators if len(seeds) > 1 else generators[0],
                 callback_on_step_end=_follow(run, seeds[0], on_step),
             )
         yield from zip(output.images, seeds, strict=True)
+
+
+def _size(model: Model, run: Run) -> dict[str, int]:
+    """Image-to-image pipelines take the size of their image."""
+    takes = inspect.signature(type(model.pipeline).__call__).parameters
+    named = {"width": run.size[0], "height": run.size[1]}
+    return {name: side for name, side in named.items() if name in takes}
 
 
 def _follow(run: Run, seed: int, on_step: OnStep | None) -> Callable[..., dict[str, Any]]:

@@ -56,6 +56,9 @@ def parameters(recipe: dict[str, Any], run: dict[str, Any]) -> str:
         "Version": f"t2iedit {run['versions'][RECIPE]}",
     }
     edits = ", ".join(_edit_text(edit) for edit in recipe.get("edits", []))
+    if recipe.get("clip_skip"):
+        # A1111 counts the last layer as 1.
+        facts["Clip skip"] = recipe["clip_skip"] + 1
     if edits:
         facts["t2iedit"] = json.dumps(edits, ensure_ascii=False)
     lines = [recipe["prompt"]]
@@ -83,16 +86,21 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 def save_image(image: Image.Image, path: Path) -> None:
     """Write a PNG with its text chunks, whole or not at all. Raises `OutputNotWritable`."""
+    data = io.BytesIO()
+    try:
+        image.save(data, format="PNG", pnginfo=png_chunks(image))
+    except OSError as error:
+        raise unwritable(path, error) from error
+    write_whole(path, data.getbuffer())
+
+
+def png_chunks(image: Image.Image) -> PngInfo:
+    """What the image carries as text."""
     chunks = PngInfo()
     for key, value in image.info.items():
         if isinstance(key, str) and isinstance(value, str):
             chunks.add_itxt(key, value)
-    data = io.BytesIO()
-    try:
-        image.save(data, format="PNG", pnginfo=chunks)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    write_whole(path, data.getbuffer())
+    return chunks
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:

@@ -11,6 +11,7 @@ from t2iedit.model import Model
 from t2iedit.plugins import installed
 from t2iedit.provenance import environment, read_recipe
 from t2iedit.request import Request
+from t2iedit.schedulers import using
 
 
 def recorded(path: str | Path) -> tuple[Request, dict[str, Any]]:
@@ -23,6 +24,11 @@ def recorded(path: str | Path) -> tuple[Request, dict[str, Any]]:
     try:
         request = Request.from_json(recipe)
         _refuse_other_conditioning(request, made_with)
+        if made_with.get("inputs"):
+            raise RecipeNotUsable(
+                f"it needs its {', '.join(map(str, made_with['inputs']))} again, which only Python can give:"
+                " t2iedit.generate(model, request, ...)"
+            )
     except UserError as error:
         raise RecipeNotUsable(f'the recipe in "{path}" cannot be repeated: {error}') from error
     return request, made_with
@@ -32,7 +38,7 @@ def differences(model: Model, request: Request, made_with: dict[str, Any]) -> li
     """Sentences on what is not as it was, so that the image may come out otherwise."""
     now = {
         "weights": model.fingerprint,
-        "scheduler": type(model.pipeline.scheduler).__name__,
+        "scheduler": _scheduler(model, request),
         "device": model.device.type,
         "memory format": model.memory_format,
         "number of threads": torch.get_num_threads(),
@@ -49,6 +55,11 @@ def differences(model: Model, request: Request, made_with: dict[str, Any]) -> li
         for name, value in now.items()
         if then.get(name) not in (None, value)
     ]
+
+
+def _scheduler(model: Model, request: Request) -> str:
+    with using(model.pipeline, request.scheduler):
+        return type(model.pipeline.scheduler).__name__
 
 
 def _refuse_other_conditioning(request: Request, made_with: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Conditionings that change while the denoiser works."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -25,8 +25,10 @@ def scheduled(model: Model, conditioning: Conditioning) -> Iterator[None]:
     clock = _Clock(model.pipeline.scheduler)
 
     def tell(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-        fraction = clock.fraction(kwargs["timestep"] if "timestep" in kwargs else args[1])
-        told = model.denoiser_inputs(conditioning.at(fraction), batch=args[0].shape[0])
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        sample = args[0] if args else kwargs["hidden_states"]
+        fraction = clock.fraction(timestep * model.timesteps)
+        told = model.denoiser_inputs(conditioning.at(fraction), batch=sample.shape[0])
         added = (kwargs.get("added_cond_kwargs") or {}) | told.pop("added_cond_kwargs", {})
         return args, kwargs | told | ({"added_cond_kwargs": added} if added else {})
 
@@ -97,7 +99,11 @@ class _Clock:
         now = float(torch.as_tensor(timestep).flatten()[0])
         if not self.timesteps:
             distinct = list(dict.fromkeys(float(t) for t in self.scheduler.timesteps))
-            self.timesteps = sorted((t for t in distinct if t <= now), reverse=True)
-        # The nearest one: half precision rounds the timesteps that a denoiser is told.
-        index = min(range(len(self.timesteps)), key=lambda i: abs(self.timesteps[i] - now))
-        return index / len(self.timesteps)
+            first = distinct[_nearest(distinct, now)]
+            self.timesteps = sorted((t for t in distinct if t <= first), reverse=True)
+        return _nearest(self.timesteps, now) / len(self.timesteps)
+
+
+def _nearest(timesteps: Sequence[float], now: float) -> int:
+    """The nearest one's index: half precision rounds the timesteps that a denoiser is told."""
+    return min(range(len(timesteps)), key=lambda index: abs(timesteps[index] - now))

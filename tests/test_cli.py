@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 import t2iedit.cli
-from t2iedit.cli.arguments import parse_edit, parse_seeds, parse_size
+from t2iedit.cli.arguments import parse_edit
 from t2iedit.provenance import read_recipe
+from t2iedit.request import parse_seeds, parse_size
 from t2iedit.tiny import tiny_pipeline
 
 MODELLED = ("generate", "compare", "encode")
@@ -259,10 +260,10 @@ def test_json_array_keeps_commas():
 
 
 def test_seeds_and_sizes_are_parsed():
-    assert parse_seeds("7", None) == (7,)
-    assert parse_seeds(None, "0..3") == (0, 1, 2, 3)
-    assert parse_seeds(None, "5,1") == (5, 1)
-    assert parse_size("640x480") == (640, 480)
+    assert parse_seeds("7", "--seeds") == (7,)
+    assert parse_seeds("0..3", "--seeds") == (0, 1, 2, 3)
+    assert parse_seeds("5,1", "--seeds") == (5, 1)
+    assert parse_size("640x480", "--size") == (640, 480)
 
 
 # What a user gets wrong: one sentence, exit code 2, nothing left behind.

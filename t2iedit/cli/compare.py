@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if not request.edits:
         raise InvalidRequest("compare needs at least one edit: -e NAME KEY=VALUE ...")
     (path,) = image_paths(args.output, request.prompt, request.seeds[:1])
-    model = open_model(request.model, device=args.device, dtype=request.dtype)
+    model = open_model(request.model, device=args.device, dtype=request.dtype, offload=args.offload)
     columns = comparisons(request.edits)
     results = _generate(model, request, columns, args.batch_size)
     cells = [list(row) for row in zip(*(result.images for result in results), strict=True)]

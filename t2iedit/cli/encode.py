@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     request = Request(**request_values(args))
     if not request.prompt and request.conditioning is None:
         raise InvalidRequest("a prompt is needed, or --conditioning FILE to edit on")
-    model = open_model(request.model, device=args.device, dtype=request.dtype)
+    model = open_model(request.model, device=args.device, dtype=request.dtype, offload=args.offload)
     begun = start(model, request)
     (conditioning,) = condition([begun])
     conditioning.save(path)

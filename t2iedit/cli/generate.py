@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     request, made_with = _asked(args)
     name = request.prompt or Path(request.conditioning or "").stem
     paths = image_paths(args.output, name, request.seeds)
-    model = _open(request, args.device, made_with)
+    model = _open(request, args, made_with)
     if made_with:
         from t2iedit.repeating import differences
 
@@ -65,12 +65,13 @@ def _asked(args: argparse.Namespace) -> "tuple[Request, dict[str, Any]]":
     return request.model_copy(update=values), made_with
 
 
-def _open(request: "Request", device: str | None, made_with: dict[str, Any]) -> "Model":
+def _open(request: "Request", args: argparse.Namespace, made_with: dict[str, Any]) -> "Model":
     from t2iedit.opening import open_model
 
     return open_model(
         request.model,
-        device=device,
+        device=args.device,
+        offload=args.offload,
         dtype=request.dtype,
         memory_format=made_with.get("memory_format"),
     )
