@@ -31,6 +31,7 @@ LAYERS = [
     "schedulers",
     "steps",
     "pipeline",
+    "modular",
     "opening",
     "tiny",
     "testing",
@@ -40,6 +41,7 @@ LAYERS = [
     "painters",
     "batch",
     "workers",
+    "ray_engine",
     "cli",
 ]
 

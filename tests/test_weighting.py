@@ -103,7 +103,7 @@ def test_long_prompt_is_read_in_windows_with_a_bos_row_each(model):
         assert torch.equal(embedding.hidden[0], embedding.hidden[77])
         assert not embedding.tokens.lost
         words = [embedding.tokens.offsets[i] for i in embedding.tokens.words]
-        assert len(words) == 120 and words == sorted(words)
+        assert len(words) == 140 and words == sorted(words)
 
 
 def test_each_window_is_encoded_on_its_own(model):
