@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from t2iedit.attention import Probabilities as Probabilities
+    from t2iedit.attention import Site as Site
     from t2iedit.conditioning import Conditioning as Conditioning
     from t2iedit.edit import Edit as Edit
     from t2iedit.edit import Options as Options
@@ -42,11 +44,13 @@ _HOMES = {
     "Model": "model",
     "Options": "edit",
     "Phrase": "edit",
+    "Probabilities": "attention",
     "Progress": "pipeline",
     "Prompt": "edit",
     "Request": "request",
     "Result": "request",
     "Run": "edit",
+    "Site": "attention",
     "Span": "spans",
     "T2IEditError": "errors",
     "TextEmbedding": "text",
@@ -73,11 +77,13 @@ __all__ = [
     "Model",
     "Options",
     "Phrase",
+    "Probabilities",
     "Progress",
     "Prompt",
     "Request",
     "Result",
     "Run",
+    "Site",
     "Span",
     "T2IEditError",
     "TextEmbedding",

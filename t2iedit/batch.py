@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from t2iedit import digests
+from t2iedit import digests, lora
 from t2iedit.conditioning import Conditioning
 from t2iedit.errors import InvalidRequest, OutputNotWritable, RecipeNotUsable, UserError
 from t2iedit.painters import Made, Setup, Task
@@ -217,6 +217,8 @@ def key_of(request: Request, known: dict[str, str] | None = None) -> str:
         if request.conditioning not in known:
             known[request.conditioning] = Conditioning.load(request.conditioning).digest
         values["conditioning"] = known[request.conditioning]
+    if request.loras:
+        values["loras"] = [[lora.digest(each), each.scale] for each in request.loras]
     return digests.of_json(values, KEY_DIGITS)
 
 

@@ -8,8 +8,10 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from t2iedit.attention import Probabilities, Site
 from t2iedit.conditioning import Conditioning
 from t2iedit.errors import EditNotSupported, InvalidOptions, PluginError
+from t2iedit.lora import Lora
 from t2iedit.model import Key, Model
 from t2iedit.spans import Span, locate, numbered, occurrences
 from t2iedit.text import TextEmbedding, Tokens
@@ -20,7 +22,7 @@ Phrase = Annotated[str, Field(json_schema_extra={"kind": "phrase"})]
 Prompt = Annotated[str, Field(json_schema_extra={"kind": "prompt"})]
 """A text of its own, free to say anything."""
 
-STAGES = ("patch_model", "edit_token_embeds", "edit_embedding")
+STAGES = ("patch_model", "edit_token_embeds", "edit_embedding", "edit_attention")
 """In the order in which a run calls them."""
 
 
@@ -113,6 +115,18 @@ class Edit:
         """What one encoder made of the prompt."""
         return embedding
 
+    def attends(self, run: "Run") -> bool:
+        """Whether `edit_attention` acts in this run at all; models whose attention cannot be opened refuse it then."""
+        return True
+
+    def opens(self, site: Site, run: "Run") -> bool:
+        """Whether `edit_attention` acts there; the probabilities are computed nowhere else."""
+        return True
+
+    def edit_attention(self, probs: Probabilities, site: Site, run: "Run") -> Probabilities:
+        """The prompt's probabilities (image head pixel token) of one cross-attention layer, in float32."""
+        return probs
+
 
 @dataclass(eq=False)
 class Run:
@@ -138,6 +152,7 @@ class Run:
     clip_skip: int | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
     scripts: dict[tuple[str, bool], Script] = field(default_factory=dict)
+    loras: tuple[Lora, ...] = ()
     step: int = 0
     report: dict[str, Any] = field(default_factory=lambda: {"warnings": [], "edits": []})
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from t2iedit import compel_reading
-from t2iedit.conditioning import Conditioning, Embeddings, Origin
+from t2iedit.conditioning import Conditioning, Embeddings, Origin, check_same_encoders
 from t2iedit.edit import Edit, Run
 from t2iedit.errors import PluginError, UserError
 from t2iedit.request import edit_to_json
@@ -32,12 +32,18 @@ def condition(runs: Sequence[Run], known: Known | None = None) -> list[Condition
     if len(skips) > 1:
         return _apart(runs, skips, known)
     with model.skipping(*skips):
+        # After patches, since a LoRA changes the encoders too.
+        marks = model.marks
+        for run in runs:
+            if run.given is not None and run.given.origin is not None:
+                check_same_encoders(
+                    run.given.origin.encoders, marks, "the conditioning", "the model"
+                )
         prompts = _encode([Job(run, at) for run in runs for at in run.boundaries()], known)
         guided = [run for run in runs if run.guided]
         negatives = _encode(
             [Job(run, at, negative=True) for run in guided for at in run.boundaries()], known
         )
-        marks = model.marks
     return [_phases(run, prompts, negatives, marks) for run in runs]
 
 
@@ -150,7 +156,7 @@ def _token_embeds(
         return None
     embeds = original = encoder.embed(tokens)
     for edit in edits:
-        with torch.enable_grad(), _blamed(edit):
+        with torch.enable_grad(), blamed(edit):
             embeds = edit.edit_token_embeds(embeds, tokens, run).detach()
     _check_shape(edits[-1], embeds, original)
     return embeds
@@ -168,7 +174,7 @@ def _edited(embedding: TextEmbedding, job: Job, encoder: TextEncoder) -> TextEmb
     for edit in run.doing("edit_embedding", job.at):
         if job.negative and not edit.negative:
             continue
-        with _blamed(edit), job.reading(encoder):
+        with blamed(edit), job.reading(encoder):
             edited = edit.edit_embedding(embedding, run)
         _check_embedding(edit, edited, embedding)
         if not job.negative:
@@ -238,7 +244,7 @@ def _warn_of_loss(run: Run, tokens: Tokens) -> None:
 
 
 @contextmanager
-def _blamed(edit: Edit) -> Iterator[None]:
+def blamed(edit: Edit) -> Iterator[None]:
     """Whatever breaks inside an edit is reported with its name."""
     try:
         yield

@@ -9,6 +9,7 @@ T2IEditError
 │   ├── EditNotSupported             an edit that this model, prompt or request cannot have
 │   ├── InvalidRequest               a size, seed, guidance or number of steps that cannot be
 │   ├── ModelNotUsable               a checkpoint that is missing, broken or of a foreign kind
+│   ├── LoraNotUsable                a LoRA file that cannot be read, or does not fit the model
 │   ├── RecipeNotUsable              an image without a recipe, or with one that cannot be read
 │   ├── ConditioningNotUsable        a conditioning that is damaged, or of other encoders than the model's
 │   └── OutputNotWritable            a file or folder that cannot be written
@@ -50,6 +51,10 @@ class InvalidRequest(UserError):
 
 class ModelNotUsable(UserError):
     """A checkpoint cannot be found, read or understood."""
+
+
+class LoraNotUsable(UserError):
+    """A LoRA file cannot be read, or does not fit the model."""
 
 
 class RecipeNotUsable(UserError):

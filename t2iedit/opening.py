@@ -13,7 +13,9 @@ from t2iedit.errors import ModelNotUsable
 from t2iedit.model import Defaults, Model
 from t2iedit.plugins import installed
 
-BUNDLED = {"shapes": Path(__file__).parent / "shapes" / "weights"}
+SHAPES = Path(__file__).parent / "shapes" / "weights"
+TURBO = "shapes-turbo"
+BUNDLED = {"shapes": SHAPES, TURBO: SHAPES}
 SETTINGS = "t2iedit.json"
 """A model folder may say here with how many steps and how much guidance it is meant to be run."""
 LARGE = 200_000_000
@@ -29,7 +31,7 @@ def open_model(
     memory_format: str | None = None,
     offload: str | None = None,
 ) -> Model:
-    """A model from "shapes", a diffusers folder, a hub id, or a pipeline that is already loaded.
+    """A model from "shapes" or "shapes-turbo", a diffusers folder, a hub id, or a pipeline that is already loaded.
 
     Without `device`, CUDA if there is one. Without `dtype`, float16 there, and on a CPU float32, or bfloat16 for large
     models where the CPU computes in it. Without `memory_format`, the faster one by measurement. A live pipeline keeps
@@ -51,7 +53,12 @@ def open_model(
     folder = BUNDLED.get(name) or _folder(name)
     where = torch.device("cpu") if offload else _device(device)
     kind = _dtype(dtype) or (_sensible_dtype(folder, place) if place is not None else None)
-    model = _wrap(_load(folder, name, where, kind), name)
+    pipeline = _load(folder, name, where, kind)
+    if name == TURBO:
+        from t2iedit.shapes.turbo import make_turbo
+
+        folder = make_turbo(pipeline, folder)
+    model = _wrap(pipeline, name)
     model.defaults = folder_settings(folder, model.defaults)
     if offload is not None:
         set_memory_format(model.denoiser, memory_format or "contiguous")

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,13 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from t2iedit.conditioning import Conditioning, check_same_encoders
-from t2iedit.edit import Run, check_window
-from t2iedit.encoding import Known, condition
-from t2iedit.errors import ConditioningNotUsable, EditNotSupported, InvalidRequest
-from t2iedit.model import Model
+from t2iedit import lora
+from t2iedit.attention import Look, Probabilities, Site, openable, opened
+from t2iedit.conditioning import Conditioning
+from t2iedit.edit import Edit, Run, check_window
+from t2iedit.encoding import Known, blamed, condition
+from t2iedit.errors import ConditioningNotUsable, EditNotSupported, InvalidRequest, PluginError
+from t2iedit.model import Key, Model, Undo
 from t2iedit.plugins import installed
 from t2iedit.provenance import environment
 from t2iedit.request import Request, Result
@@ -60,7 +62,7 @@ def generate(
     run = start(model, request, conditioning, **inputs)
     images: list[Image] = []
     with model.lock:
-        changed = model.patch([(edit.key, edit.patch_model) for edit in run.doing("patch_model")])
+        changed = model.patch(patches(run))
         if changed and known is not None:
             known.clear()
         (told,) = condition([run], known)
@@ -73,13 +75,27 @@ def generate(
     return Result(tuple(images), request, run.report)
 
 
+def patches(run: Run) -> list[tuple[Key, Callable[[Model], Undo | None]]]:
+    """What `Model.patch` is to leave on for this run: LoRAs first, then what edits change, in the user's order."""
+    own = [lora.patch(run.loras)] if run.loras else []
+    return [*own, *((edit.key, edit.patch_model) for edit in run.doing("patch_model"))]
+
+
 def encode(model: Model, request: Request | str, **values: Any) -> Conditioning:
     """What the denoiser would be told: a request, or a prompt and a request's values, encoded and edited.
 
     Nothing is painted, so `save` it, `blend` it, or hand it to `generate` or to a plain diffusers pipeline.
     """
     asked = Request(request, **values) if isinstance(request, str) else request
-    (conditioning,) = condition([start(model, asked)])
+    return encode_run(start(model, asked))
+
+
+@torch.no_grad()
+def encode_run(run: Run) -> Conditioning:
+    """What the denoiser would be told in this run, by the model as the run wants it patched."""
+    with run.model.lock:
+        run.model.patch(patches(run))
+        (conditioning,) = condition([run])
     return conditioning
 
 
@@ -107,6 +123,7 @@ def start(model: Model, request: Request, given: Conditioning | None = None, **i
         guidance_scale=defaults.guidance_scale if guidance is None else guidance,
         edits=request.edits,
         given=given,
+        loras=request.loras,
         scheduler=request.scheduler,
         clip_skip=request.clip_skip,
         inputs=inputs,
@@ -122,6 +139,8 @@ def start(model: Model, request: Request, given: Conditioning | None = None, **i
             )
         for edit in run.edits:
             check_window(edit)
+            if "edit_attention" in edit.stages and edit.attends(run):
+                openable(model.denoiser)
             edit.check(run)
     return run
 
@@ -159,8 +178,6 @@ def check_inputs(model: Model, inputs: dict[str, Any]) -> None:
 
 def check_given(model: Model, request: Request, given: Conditioning) -> None:
     """Raises `ConditioningNotUsable` and `InvalidRequest` unless the run can start from this conditioning."""
-    if given.origin is not None:
-        check_same_encoders(given.origin.encoders, model.marks, "the conditioning", "the model")
     names = [embedding.tokens.encoder for embedding in given.prompt]
     if names != [encoder.name for encoder in model.encoders]:
         raise ConditioningNotUsable(
@@ -194,6 +211,7 @@ def _circumstances(run: Run) -> dict[str, Any]:
             "steps": run.steps,
             "guidance_scale": run.guidance_scale,
             "size": list(run.size),
+            "loras": {each.file: lora.digest(each) for each in run.loras},
             "versions": environment(),
             "plugins": {edit.name: installed().source(edit.name) for edit in run.edits},
         }
@@ -225,6 +243,7 @@ def denoise(
             stack.enter_context(_quiet(model.pipeline))
             stack.enter_context(using(model.pipeline, run.scheduler))
             stack.enter_context(scheduled(model, conditioning))
+            stack.enter_context(_attention(run))
             output = model.pipeline(
                 **model.inputs(conditioning),
                 **_size(model, run),
@@ -243,6 +262,44 @@ def _size(model: Model, run: Run) -> dict[str, int]:
     takes = inspect.signature(type(model.pipeline).__call__).parameters
     named = {"width": run.size[0], "height": run.size[1]}
     return {name: side for name, side in named.items() if name in takes}
+
+
+def _attention(run: Run) -> AbstractContextManager[None]:
+    """The attention opened, if an edit wants it."""
+    if not any(edit.attends(run) for edit in run.doing("edit_attention")):
+        return nullcontext()
+    model = run.model
+
+    def look(site: Site) -> Look | None:
+        edits = [e for e in run.doing("edit_attention", site.fraction) if e.opens(site, run)]
+        return (lambda probs: _edited_attention(edits, probs, site, run)) if edits else None
+
+    return opened(model.denoiser, model.pipeline.scheduler, look, guided=run.guided)
+
+
+def _edited_attention(
+    edits: list[Edit], probs: Probabilities, site: Site, run: Run
+) -> Probabilities:
+    for edit in edits:
+        with blamed(edit):
+            edited = edit.edit_attention(probs.clone(), site, run)
+        if edited.shape != probs.shape or edited.dtype != probs.dtype:
+            raise PluginError(
+                f'the edit "{edit.name}" returned {tuple(edited.shape)}, {edited.dtype} for attention'
+                f" probabilities of {tuple(probs.shape)}, {probs.dtype}"
+            )
+        _record_maps(run, edit, (edited - probs).abs().sum(dim=-1).mean().item() / 2)
+        probs = edited
+    return probs
+
+
+def _record_maps(run: Run, edit: Edit, moved: float) -> None:
+    """How many maps the edit saw, and the mean share of attention that it moved."""
+    index = next(i for i, candidate in enumerate(run.edits) if candidate is edit)
+    so_far = run.report["edits"][index].get("attention", {"maps": 0, "moved": 0.0})
+    maps = so_far["maps"] + 1
+    mean = so_far["moved"] + (moved - so_far["moved"]) / maps
+    run.record(edit, attention={"maps": maps, "moved": mean})
 
 
 def _follow(run: Run, seed: int, on_step: OnStep | None) -> Callable[..., dict[str, Any]]:

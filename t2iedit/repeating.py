@@ -7,6 +7,7 @@ import torch
 
 from t2iedit.conditioning import Conditioning
 from t2iedit.errors import RecipeNotUsable, UserError
+from t2iedit.lora import digest
 from t2iedit.model import Model
 from t2iedit.plugins import installed
 from t2iedit.provenance import environment, read_recipe
@@ -43,6 +44,7 @@ def differences(model: Model, request: Request, made_with: dict[str, Any]) -> li
         "memory format": model.memory_format,
         "number of threads": torch.get_num_threads(),
     } | environment()
+    now |= {f"LoRA {lora.file}": digest(lora) for lora in request.loras}
     then = {
         "weights": made_with.get("fingerprint"),
         "scheduler": made_with.get("scheduler"),
@@ -50,6 +52,7 @@ def differences(model: Model, request: Request, made_with: dict[str, Any]) -> li
         "memory format": made_with.get("memory_format"),
         "number of threads": made_with.get("threads"),
     } | made_with.get("versions", {})
+    then |= {f"LoRA {file}": value for file, value in made_with.get("loras", {}).items()}
     return [
         f"the recorded {name} was {then[name]}, here it is {value}; the image may differ"
         for name, value in now.items()

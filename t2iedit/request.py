@@ -17,6 +17,7 @@ from pydantic import (
 
 from t2iedit.edit import Edit
 from t2iedit.errors import InvalidRequest, UserError
+from t2iedit.lora import Lora
 from t2iedit.plugins import installed
 from t2iedit.weighting import check as check_syntax
 
@@ -55,6 +56,7 @@ class Request(BaseModel):
     weights: str | None = None
     prompts: dict[str, str] = {}
     negatives: dict[str, str] = {}
+    loras: tuple[Lora, ...] = ()
     edits: tuple[Edit, ...] = ()
 
     def __init__(self, prompt: str = "", **values: Any) -> None:
@@ -80,9 +82,7 @@ class Request(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, without what was left to the defaults."""
         values = self.model_dump(mode="json", exclude_defaults=True)
-        if not self.edits:
-            values.pop("edits", None)
-        return values
+        return {key: value for key, value in values.items() if value != []}
 
     def for_seed(self, seed: int) -> "Request":
         """The same request for one image."""
@@ -113,6 +113,13 @@ class Request(BaseModel):
     def _syntax_known(self) -> "Request":
         check_syntax(self.syntax, self.weights)
         return self
+
+    @field_validator("loras", mode="before")
+    @classmethod
+    def _loras_from_text(cls, loras: Any) -> Any:
+        if isinstance(loras, str):
+            raise ValueError("loras is a list of FILE or FILE:SCALE")
+        return [Lora.parse(lora) if isinstance(lora, str) else lora for lora in loras]
 
     @field_validator("edits", mode="before")
     @classmethod

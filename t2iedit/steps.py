@@ -1,6 +1,6 @@
 """Conditionings that change while the denoiser works."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -8,21 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from t2iedit.clock import Clock
 from t2iedit.conditioning import Conditioning
 from t2iedit.model import Model
 
 
 @contextmanager
 def scheduled(model: Model, conditioning: Conditioning) -> Iterator[None]:
-    """While this holds, the denoiser is told what the conditioning says for its timestep.
-
-    By timestep and not by call, since Heun and PNDM call the denoiser several times a step; and counted from the first
-    timestep seen, since image-to-image begins late.
-    """
+    """While this holds, the denoiser is told what the conditioning says for its timestep."""
     if not conditioning.changes:
         yield
         return
-    clock = _Clock(model.pipeline.scheduler)
+    clock = Clock(model.pipeline.scheduler)
 
     def tell(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
@@ -58,14 +55,14 @@ def telling(conditioning: Conditioning) -> dict[str, Any]:
 
 
 def _teller(conditioning: Conditioning, names: dict[str, str]) -> Callable[..., dict[str, Any]]:
-    clock: _Clock | None = None
+    clock: Clock | None = None
     first = 0
 
     def tell(pipeline: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         nonlocal clock, first
         timesteps = [float(t) for t in pipeline.scheduler.timesteps]
         if index == 0 or clock is None:
-            clock, first = _Clock(pipeline.scheduler), timesteps.index(float(timestep))
+            clock, first = Clock(pipeline.scheduler), timesteps.index(float(timestep))
             clock.fraction(timestep)
         following = first + index + 1
         if following < len(timesteps):
@@ -86,24 +83,3 @@ def _like(told: dict[str, Tensor], name: str, before: Tensor, *, guided: bool) -
         halves[0] = told[f"negative_{name}"].to(before).expand_as(halves[0])
     halves[-1] = told[name].to(before).expand_as(halves[-1])
     return torch.cat(halves)
-
-
-class _Clock:
-    """How much of the denoising lies before a timestep."""
-
-    def __init__(self, scheduler: Any) -> None:
-        self.scheduler = scheduler
-        self.timesteps: list[float] = []
-
-    def fraction(self, timestep: torch.Tensor | float) -> float:
-        now = float(torch.as_tensor(timestep).flatten()[0])
-        if not self.timesteps:
-            distinct = list(dict.fromkeys(float(t) for t in self.scheduler.timesteps))
-            first = distinct[_nearest(distinct, now)]
-            self.timesteps = sorted((t for t in distinct if t <= first), reverse=True)
-        return _nearest(self.timesteps, now) / len(self.timesteps)
-
-
-def _nearest(timesteps: Sequence[float], now: float) -> int:
-    """The nearest one's index: half precision rounds the timesteps that a denoiser is told."""
-    return min(range(len(timesteps)), key=lambda index: abs(timesteps[index] - now))

@@ -220,6 +220,17 @@ def test_compare_draws_every_column(cli):
     assert width > 4 * 64 and height > 2 * 64
 
 
+def test_compare_sweeps_one_option_or_two(cli):
+    decor = ("-e", "decor", "undesired=fog", "alpha=0..1..0.5")
+    zero = ("-e", "t2i_zero", "gamma=1..2")
+    words = ("compare", "a red cat and a dog", "--json", *decor)
+    strip = json.loads(cli(*words, "--seeds", "0..1", "-o", "strip.png")[1])
+    assert list(strip["columns"]) == ["alpha=0", "alpha=0.5", "alpha=1"]
+    grid = json.loads(cli(*words, *zero, "-o", "grid.png")[1])
+    assert list(grid["rows"]) == ["gamma=1", "gamma=2"]
+    assert pixels("grid.png").shape[1] > pixels("grid.png").shape[0]
+
+
 def test_compare_with_one_edit_has_two_columns(cli):
     made = json.loads(
         cli("compare", "a cat", "--json", "-e", "decor", "undesired=fog", "-o", "g.png")[1]
@@ -300,6 +311,15 @@ WRONG = {
     "not a png": (["generate", "a cat", "-o", "x.jpg"], "is not a .png name"),
     "from and prompt": (["generate", "a cat", "--from", "x.png"], "leave out prompt"),
     "from nothing": (["generate", "--from", "x.png"], "there is no file"),
+    "two sweeps and two seeds": (
+        ["compare", "a-cat", "--seeds", "0..1", "-e", "decor", "undesired=fog", "alpha=0..1", "rank=1..2"],
+        "one --seed",
+    ),
+    "three sweeps": (
+        ["compare", "a-cat", "-e", "decor", "undesired=fog", "alpha=0..1", "rank=1..2", "energy=0.5..0.9..0.2"],
+        "two axes",
+    ),
+    "empty sweep": (["compare", "a-cat", "-e", "decor", "undesired=fog", "alpha=1..0"], "is empty"),
     "nothing to compare": (["compare", "a cat"], "at least one edit"),
     "encode nothing": (["encode", "-o", "c.safetensors"], "a prompt is needed"),
     "encode into a picture": (["encode", "a cat", "-o", "c.png"], "is not a .safetensors name"),

@@ -51,9 +51,20 @@ def test_image_without_edits_equals_diffusers(transformer, negative, guidance):
     assert any("negative prompt is not used" in s for s in result.report["warnings"]) == unused
 
 
-@pytest.mark.parametrize("name", ["decor", "t2i_zero", "swap"])
+@pytest.mark.parametrize("name", ["decor", "swap"])
 def test_edits_of_embeddings_keep_the_contract(transformer, name):
     check_edit(installed().edit(name), [transformer])
+
+
+def test_attention_edits_are_refused_and_the_rest_of_them_works(transformer):
+    Zero = installed().edit("t2i_zero")
+    concepts = ["red cat", "blue dog"]
+    request = t2iedit.Request(PROMPT, steps=2, edits=[Zero(concepts=concepts, suppression=0.0)])
+    assert t2iedit.generate(transformer, request).report["edits"][0]["change"]["t5"] > 0
+    with pytest.raises(t2iedit.EditNotSupported, match="cannot be opened"):
+        t2iedit.start(
+            transformer, t2iedit.Request(PROMPT, edits=[Zero(concepts=concepts, suppression=1.0)])
+        )
 
 
 def test_windows_go_by_timestep(transformer):

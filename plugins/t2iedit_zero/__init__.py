@@ -1,31 +1,48 @@
-"""Multi-Concept T2I-Zero as an edit: correction by similarities (arXiv 2310.07419, Algorithm 1)."""
+"""Multi-Concept T2I-Zero as an edit (arXiv 2310.07419): Algorithm 1 on embeddings, Algorithm 2 on attention."""
 
+import math
 from collections.abc import Callable
+from itertools import combinations
 from typing import Literal
 
 from pydantic import Field
 
 import t2iedit
-from t2iedit import Kind, Phrase, Run, TextEmbedding, Tokens
+from t2iedit import (
+    EditNotSupported,
+    Kind,
+    Phrase,
+    Probabilities,
+    Run,
+    Site,
+    TextEmbedding,
+    Tokens,
+)
+from t2iedit_zero.concepts import found_concepts
 from t2iedit_zero.similarity import correct
+from t2iedit_zero.suppression import Heads, Renormalise, suppress
 
 
 class T2IZero(t2iedit.Edit):
-    """Correct the chosen concepts' embeddings by their similarities (T2I-Zero, arXiv 2310.07419, Algorithm 1).
+    """Keep several concepts apart (Multi-Concept T2I-Zero, arXiv 2310.07419).
 
-    No values of tau, gamma and alpha are known from the paper; the defaults are our choice.
+    Algorithm 1 corrects the concepts' embeddings by their similarities, Algorithm 2 suppresses at each pixel all concepts
+    but the strongest. The paper's values are not known; all defaults are our choice.
     """
 
     name = "t2i_zero"
-    example = {"concepts": ["red cat", "blue dog"]}
-    neutral = {"concepts": ["red cat", "blue dog"], "alpha": 0.0}
+    example = {"concepts": ["red cat", "blue dog"], "suppression": 1.0, "smallest_map": 1}
+    neutral = {"concepts": ["red cat", "blue dog"], "alpha": 0.0, "suppression": 0.0}
 
     class Options(t2iedit.Options):
         concepts: list[Phrase] = Field(
-            min_length=1, description="Words of the prompt whose embeddings are corrected."
+            [], description="Words of the prompt, one entry a concept; found in it if left out."
         )
         alpha: float = Field(
-            0.3, ge=0, le=1, description="Strength: 0 keeps each row, 1 replaces it."
+            0.3,
+            ge=0,
+            le=1,
+            description="Correction by similarities: 0 keeps rows, 1 replaces them.",
         )
         tau: float = Field(
             0.1, ge=0, le=1, description="Similarities up to this share of the largest are dropped."
@@ -40,17 +57,46 @@ class T2IZero(t2iedit.Edit):
         scope: Literal["words", "words+eot", "words+eot+pad"] = Field(
             "words", description="The rows that take part; BOS never does."
         )
+        suppression: float = Field(
+            0.0, ge=0, le=1, description="Suppression: how much of the weaker concepts goes."
+        )
+        suppress_until: float = Field(
+            1 / 3, gt=0, le=1, description="Suppress in this first part of the denoising."
+        )
+        smallest_map: int = Field(
+            16, ge=1, description="Suppress in attention maps of at least this side squared."
+        )
+        heads: Heads = Field(
+            "mean", description="Attention heads decide together, or each for itself."
+        )
+        renormalise: Renormalise = Field(
+            "none", description="What is suppressed is lost, goes to the winner, or to all tokens."
+        )
 
     def check(self, run: Run) -> None:
-        for encoder in run.model.encoders:
-            self._rows(encoder.tokenize(run.prompt), run)
+        concepts = self._concepts(run)
+        groups = [self._groups(e.tokenize(run.prompt), run) for e in run.model.encoders]
+        if self.options.suppression == 0:
+            return
+        if len(concepts) < 2:
+            raise EditNotSupported(
+                "suppression keeps concepts apart, so it needs two of them at least, and here there is only"
+                f' "{concepts[0]}"; name more in concepts, or set suppression=0'
+            )
+        for (first, a), (second, b) in combinations(zip(concepts, groups[0], strict=True), 2):
+            if set(a) & set(b):
+                raise EditNotSupported(
+                    f'the concepts "{first}" and "{second}" share words of the prompt, so neither can be suppressed'
+                    " in favour of the other; name words that do not overlap"
+                )
 
     def edit_embedding(self, embedding: TextEmbedding, run: Run) -> TextEmbedding:
         if self.options.alpha == 0:
             return embedding
+        groups = self._groups(embedding.tokens, run)
         hidden = correct(
             embedding.hidden,
-            self._rows(embedding.tokens, run),
+            list(dict.fromkeys(index for group in groups for index in group)),
             embedding.tokens.of(*SCOPES[self.options.scope]),
             tau=self.options.tau,
             gamma=self.options.gamma,
@@ -60,9 +106,38 @@ class T2IZero(t2iedit.Edit):
         )
         return embedding.with_hidden(hidden)
 
-    def _rows(self, tokens: Tokens, run: Run) -> list[int]:
-        spans = [run.span(phrase) for phrase in self.options.concepts]
-        return list(dict.fromkeys(index for span in spans for index in tokens.indices(span)))
+    def attends(self, run: Run) -> bool:
+        return self.options.suppression > 0
+
+    def opens(self, site: Site, run: Run) -> bool:
+        large = math.sqrt(site.height * site.width) >= self.options.smallest_map
+        return (
+            self.options.suppression > 0 and large and site.fraction < self.options.suppress_until
+        )
+
+    def edit_attention(self, probs: Probabilities, site: Site, run: Run) -> Probabilities:
+        tokens = run.model.encoders[0].tokenize(run.prompt)
+        return suppress(
+            probs,
+            self._groups(tokens, run),
+            (site.height, site.width),
+            strength=self.options.suppression,
+            heads=self.options.heads,
+            renormalise=self.options.renormalise,
+        )
+
+    def _groups(self, tokens: Tokens, run: Run) -> list[list[int]]:
+        """Each concept's tokens."""
+        return [tokens.indices(run.span(phrase)) for phrase in self._concepts(run)]
+
+    def _concepts(self, run: Run) -> list[str]:
+        concepts = self.options.concepts or found_concepts(run.prompt)
+        if not concepts:
+            raise EditNotSupported(
+                f'no concepts were found in the prompt "{run.prompt}"; name them: concepts="red cat,blue dog"'
+            )
+        run.record(self, concepts=concepts)
+        return concepts
 
 
 SCOPES = {

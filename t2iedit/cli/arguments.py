@@ -10,6 +10,7 @@ from t2iedit.errors import InvalidOptions, InvalidRequest
 
 if TYPE_CHECKING:
     from t2iedit.edit import Edit
+    from t2iedit.sweeps import Sweep
 
 
 def add_request_arguments(parser: argparse.ArgumentParser, *, prompt_optional: bool | None) -> None:
@@ -56,6 +57,14 @@ def add_text_arguments(parser: argparse.ArgumentParser, *, prompt_optional: bool
             metavar="FILE",
             help="start from what t2iedit encode wrote; edits come on top",
         )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        dest="loras",
+        metavar="FILE[:SCALE]",
+        help="a LoRA of diffusers or kohya; repeatable",
+    )
     parser.add_argument("--guidance", type=float, metavar="G", help="guidance scale")
     parser.add_argument(
         "--syntax",
@@ -104,6 +113,7 @@ def request_values(args: argparse.Namespace) -> dict[str, Any]:
         "guidance_scale": args.guidance,
         "size": _size(typed),
         "dtype": args.dtype,
+        "loras": args.loras or None,
         "edits": [parse_edit(words) for words in args.edits] or None,
     }
     return {key: value for key, value in values.items() if value is not None}
@@ -150,6 +160,27 @@ def parse_edit(words: list[str]) -> "Edit":
     return edit(**values)
 
 
+def split_sweeps(edits: list[list[str]]) -> "tuple[list[list[str]], list[Sweep]]":
+    """Numeric options typed as ranges (`alpha=0..1..0.25`) as sweeps, their first value left in their place."""
+    from t2iedit.plugins import installed
+    from t2iedit.sweeps import Sweep, swept_values
+
+    plain, sweeps = [], []
+    for number, (name, *settings) in enumerate(edits):
+        fields = installed().edit(name).Options.model_fields
+        words = [name]
+        for setting in settings:
+            key, _, value = setting.partition("=")
+            numeric = key in fields and _is_number(fields[key].annotation)
+            values = swept_values(value) if numeric else None
+            if values is not None:
+                sweeps.append(Sweep(number, key, values))
+                setting = f"{key}={values[0]}"
+            words.append(setting)
+        plain.append(words)
+    return plain, sweeps
+
+
 def _add(values: dict[str, Any], name: str, key: str, value: str, *, is_list: bool) -> None:
     if is_list:
         values[key] = [*values.get(key, []), *_items(value, f"{name} {key}")]
@@ -169,6 +200,11 @@ def _items(value: str, option: str) -> list[Any]:
         raise InvalidOptions(
             f'{option}: {value} is not a JSON array ({error}); write a,b or ["a", "b"]'
         ) from error
+
+
+def _is_number(annotation: Any) -> bool:
+    options = typing.get_args(annotation) or (annotation,)
+    return any(option in (int, float) for option in options)
 
 
 def _is_list(annotation: Any) -> bool:

@@ -22,9 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     silence_libraries()
     path = _checked(args.output)
-    from t2iedit.encoding import condition
     from t2iedit.opening import open_model
-    from t2iedit.pipeline import start
+    from t2iedit.pipeline import encode_run, start
     from t2iedit.request import Request
 
     request = Request(**request_values(args))
@@ -32,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidRequest("a prompt is needed, or --conditioning FILE to edit on")
     model = open_model(request.model, device=args.device, dtype=request.dtype, offload=args.offload)
     begun = start(model, request)
-    (conditioning,) = condition([begun])
+    conditioning = encode_run(begun)
     conditioning.save(path)
     warn(begun.report["warnings"])
     if args.json:

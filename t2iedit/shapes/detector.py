@@ -75,8 +75,10 @@ class Detection:
     background: str
 
 
-def detect(image: Image.Image) -> Detection:
+def detect(image: Image.Image, unseen: tuple[str, ...] = ()) -> Detection:
     """The objects and the background of a square picture of at least 64 px.
+
+    Shapes of `t2iedit.shapes.unseen` are looked for only if named.
 
     Raises InvalidRequest for other sizes.
     """
@@ -86,7 +88,7 @@ def detect(image: Image.Image) -> Detection:
     rest = picture.from_ground > STANDS_OUT
     found: list[Detected] = []
     for readings in layers(picture):
-        objects, mask = _best(picture, readings)
+        objects, mask = _best(picture, readings, unseen)
         found += objects
         rest &= ~grown(mask, STRAY_GAP)
     found += _strays(rest)
@@ -94,9 +96,11 @@ def detect(image: Image.Image) -> Detection:
     return Detection(tuple(sorted(found, key=lambda item: item.x)), background)
 
 
-def _best(picture: Picture, readings: tuple[Layer, ...]) -> tuple[list[Detected], Array]:
+def _best(
+    picture: Picture, readings: tuple[Layer, ...], unseen: tuple[str, ...]
+) -> tuple[list[Detected], Array]:
     """The objects and the mask of one paint, as textured only if the objects are more alike so."""
-    plain, *textured = (_objects(picture, layer) for layer in readings)
+    plain, *textured = (_objects(picture, layer, unseen) for layer in readings)
     better = [r for r in textured if _likeness(r[0]) > _likeness(plain[0]) + PLAINLY]
     return better[0] if better else plain
 
@@ -106,18 +110,21 @@ def _likeness(objects: list[Detected]) -> float:
     return sum(item.score * item.radius**2 for item in objects) / areas if objects else 0.0
 
 
-def _objects(picture: Picture, layer: Layer) -> tuple[list[Detected], Array]:
+def _objects(
+    picture: Picture, layer: Layer, unseen: tuple[str, ...]
+) -> tuple[list[Detected], Array]:
     """The connected areas of a layer as objects, and the pixels they cover."""
     labels, sizes = labelled(without_gaps(layer.cover > 0.5))
     cores = np.bincount(labels[layer.core], minlength=len(sizes))
     large = (sizes >= SMALLEST) & (cores >= CORE)
     large[0] = False
-    return [_object(picture, layer, labels == k) for k in np.flatnonzero(large)], large[labels]
+    areas = (labels == k for k in np.flatnonzero(large))
+    return [_object(picture, layer, area, unseen) for area in areas], large[labels]
 
 
-def _object(picture: Picture, layer: Layer, area: Array) -> Detected:
+def _object(picture: Picture, layer: Layer, area: Array, unseen: tuple[str, ...]) -> Detected:
     near = grown(area, 2)
-    found = match(np.where(near, np.clip(2 * layer.cover - 0.5, 0, 1), 0))
+    found = match(np.where(near, np.clip(2 * layer.cover - 0.5, 0, 1), 0), unseen)
     clear = found.clear and _is_sharp(picture, area)
     clear = clear and not (_is_cut_off(area) and found.error > WHOLE)
     return Detected(

@@ -21,15 +21,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from t2iedit.errors import ModelNotUsable, UserError
+from t2iedit.errors import UserError
 from t2iedit.shapes.captions import RELATIONS
 from t2iedit.shapes.detector import Detection, detect
 from t2iedit.shapes.renderer import render
 from t2iedit.shapes.scoring import score, wilson
 from t2iedit.shapes.tasks import Task, drawn, make_tasks
 
-WEIGHTS = Path(__file__).parent / "weights"
-SETTINGS = {"steps": 20, "guidance_scale": 4.0}
+SETTINGS = ("steps", "guidance_scale")
 BATCH = 16
 FULL, QUICK = 500, 64
 SHEET, COLUMNS, CELL, LINE = 24, 6, 192, 11
@@ -54,8 +53,7 @@ class Row:
 def main(arguments: list[str] | None = None) -> None:
     options = _options(arguments)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    folder = WEIGHTS if options.model == "shapes" else Path(options.model)
-    pipeline, settings = open_model(folder)
+    pipeline, settings = open_model(options.model)
     settings |= {key: value for key in SETTINGS if (value := getattr(options, key)) is not None}
     tasks = make_tasks(QUICK if options.quick else options.n, Random(options.seed))
     seen, pictures = _seen(tasks, generated(pipeline, [task.prompt for task in tasks], settings))
@@ -69,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m t2iedit.shapes.evaluate")
-    parser.add_argument("-m", "--model", default="shapes", help="shapes, or a diffusers folder")
+    parser.add_argument("-m", "--model", default="shapes", help="shapes, shapes-turbo, or a folder")
     parser.add_argument("--n", type=int, default=FULL, help="prompts a row")
     parser.add_argument("--seed", type=int, default=0, help="chooses the prompts")
     parser.add_argument("--steps", type=int, help="default: the model's own")
@@ -82,27 +80,14 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def open_model(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The pipeline in a folder, and the steps and guidance its `t2iedit.json` asks for.
+def open_model(name: str) -> tuple[Any, dict[str, Any]]:
+    """The model's pipeline, and the steps and guidance it asks for. Raises `ModelNotUsable`."""
+    from t2iedit.opening import open_model
 
-    Raises ModelNotUsable where there is no pipeline.
-    """
-    import torch
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
-        StableDiffusionPipeline,
-    )
-
-    if not (folder / "model_index.json").is_file():
-        raise ModelNotUsable(
-            f'"{folder}" holds no model_index.json; give a folder that a diffusers pipeline was'
-            " saved to, or train one with: python -m t2iedit.shapes.train"
-        )
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
-    own = folder / "t2iedit.json"
-    asked = json.loads(own.read_text()) if own.is_file() else {}
-    settings = {key: asked.get(key, default) for key, default in SETTINGS.items()}
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu"), settings
+    model = open_model(name)
+    model.pipeline.set_progress_bar_config(disable=True)
+    defaults = model.defaults
+    return model.pipeline, {"steps": defaults.steps, "guidance_scale": defaults.guidance_scale}
 
 
 def generated(pipeline: Any, prompts: list[str], settings: dict[str, Any]) -> Iterator[Image.Image]:

@@ -55,9 +55,9 @@ class _Outline:
     y: float
 
 
-def match(cover: Array) -> Match:
-    """The shape most like a picture's soft coverage (0 to 1) by one object."""
-    outlines, covers, weights = _outlines()
+def match(cover: Array, unseen: tuple[str, ...] = ()) -> Match:
+    """The shape most like a picture's soft coverage (0 to 1) by one object, `unseen` shapes among them."""
+    outlines, covers, weights = _outlines(SHAPES + unseen)
     errors = (np.abs(covers - _normalised(cover)) * weights).sum((1, 2))
     best = int(errors.argmin())
     outline, error = outlines[best], float(errors[best])
@@ -91,12 +91,12 @@ def _normalised(cover: Array) -> Array:
 
 
 @cache
-def _outlines() -> tuple[tuple[_Outline, ...], Array, Array]:
+def _outlines(shapes: tuple[str, ...]) -> tuple[tuple[_Outline, ...], Array, Array]:
     """Every shape at tilts a little beyond those drawn; all coverages and all weights stacked."""
     tilts = np.linspace(-1.2 * TILT, 1.2 * TILT, TILTS)
     outlines = tuple(
         _outline(shape, float(angle), blunt)
-        for shape in SHAPES
+        for shape in shapes
         for angle in tilts
         for blunt in BLUNT
     )

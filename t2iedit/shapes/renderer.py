@@ -1,12 +1,13 @@
 """Scenes to pixels: every shape is a signed distance function, so edges are anti-aliased at any size."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 import numpy as np
 from PIL import Image
 
+from t2iedit.shapes import unseen
 from t2iedit.shapes.scenes import BACKGROUNDS, COLORS, Scene, SceneObject
 
 Array = np.ndarray
@@ -83,7 +84,7 @@ def heart(x: Array, y: Array) -> Array:
     return np.where(x + y > 1, lobe, tip) / scale
 
 
-def polygon(*corners: tuple[float, float]) -> Distance:
+def polygon(*corners: Sequence[float]) -> Distance:
     """The exact signed distance to a simple polygon."""
     ends = np.asarray(corners, np.float32)
     starts = np.roll(ends, 1, axis=0)
@@ -124,6 +125,8 @@ DISTANCES: dict[str, Distance] = {
     "diamond": polygon((0.0, -1.0), (0.62, 0.0), (0.0, 1.0), (-0.62, 0.0)),
     "ring": ring,
     "cross": _cross(0.92, 0.3),
+    **unseen.SHAPES,
+    **{name: polygon(*corners) for name, corners in unseen.POLYGONS.items()},
 }
 
 
@@ -143,5 +146,5 @@ def _band(wave: Array, softness: float) -> Array:
     return np.clip(0.5 + wave / (2 * softness), 0, 1)
 
 
-TEXTURE_SHADES = {"plain": _plain, "striped": _striped, "dotted": _dotted}
+TEXTURE_SHADES = {"plain": _plain, "striped": _striped, "dotted": _dotted, **unseen.TEXTURES}
 """From coordinates and radius in pixels to the brightness of the paint, 0.5 to 1."""

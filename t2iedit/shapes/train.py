@@ -1,6 +1,6 @@
 """Train the bundled model from nothing: `python -m t2iedit.shapes.train -o DIR [--preset cpu|gpu|smoke]`.
 
-Stages: tokenizer, autoencoder, text encoder, latents, denoiser. Each checkpoints and is skipped once done, so a killed
+Stages: tokenizer, autoencoder, text encoder, latents, denoiser, decoder, few-step LoRA. Each checkpoints and is skipped once done, so a killed
 run is started again with the same command. `accelerate launch -m t2iedit.shapes.train` spreads it over processes.
 """
 
@@ -8,9 +8,11 @@ run is started again with the same command. `accelerate launch -m t2iedit.shapes
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
 import argparse
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from t2iedit.shapes.training import probes
 from t2iedit.shapes.training.denoiser import (
     bank_latents,
     new_scheduler,
@@ -29,8 +32,11 @@ from t2iedit.shapes.training.denoiser import (
 from t2iedit.shapes.training.loop import Schedule
 from t2iedit.shapes.training.text import new_text_encoder, train_text_encoder
 from t2iedit.shapes.training.tokenizer import learn_tokenizer
-from t2iedit.shapes.training.vae import new_vae, train_vae
+from t2iedit.shapes.training.turbo import save_turbo, train_turbo
+from t2iedit.shapes.training.vae import new_vae, train_decoder, train_vae
+from t2iedit.shapes.turbo import FOLDER as TURBO
 
+PROBED = "a red circle and a blue square"
 SETTINGS = {"steps": 20, "guidance_scale": 4.0}
 
 
@@ -41,6 +47,8 @@ class Preset:
     vae: Schedule
     text: Schedule
     denoiser: Schedule
+    turbo: Schedule
+    decoder: Schedule
     scenes: int
     captions: int = 20_000
 
@@ -49,8 +57,10 @@ CPU = Preset(
     vae=Schedule(steps=3200, batch_size=16, learning_rate=2e-3),
     text=Schedule(steps=1000, batch_size=192, learning_rate=1e-3, warmup=100, save_every=50),
     denoiser=Schedule(
-        steps=6400, batch_size=32, learning_rate=1.2e-3, hold=0.6, ema_decay=0.999, save_every=200
+        steps=14_000, batch_size=32, learning_rate=1.2e-3, hold=0.6, ema_decay=0.999, save_every=200
     ),
+    turbo=Schedule(steps=1600, batch_size=24, learning_rate=5e-4, warmup=50, save_every=100),
+    decoder=Schedule(steps=1200, batch_size=16, learning_rate=8e-4, warmup=50, save_every=100),
     scenes=60_000,
 )
 GPU = Preset(
@@ -64,6 +74,8 @@ GPU = Preset(
         ema_decay=0.9995,
         save_every=1000,
     ),
+    turbo=Schedule(steps=6000, batch_size=128, learning_rate=5e-4, warmup=100),
+    decoder=Schedule(steps=4000, batch_size=64, learning_rate=8e-4),
     scenes=400_000,
 )
 SMOKE = Preset(
@@ -72,6 +84,8 @@ SMOKE = Preset(
     denoiser=Schedule(
         steps=3, batch_size=2, learning_rate=1e-3, ema_decay=0.9, save_every=2, log_every=1
     ),
+    turbo=Schedule(steps=3, batch_size=2, learning_rate=1e-3, save_every=2, log_every=1),
+    decoder=Schedule(steps=3, batch_size=2, learning_rate=1e-3, save_every=2, log_every=1),
     scenes=50,
     captions=200,
 )
@@ -96,43 +110,113 @@ def main(argv: list[str] | None = None) -> None:
 
 def train_all(preset: Preset, output: Path, *, seed: int = 0, workers: int = 0) -> Path:
     """Every stage that is not done yet, in order; the folder of the finished model."""
-    accelerator = Accelerator(mixed_precision="bf16")
-    model, work = output / "model", output / "checkpoints"
+    return _Training(preset, output, seed, workers).finished()
 
-    def stage(name: str, load: Callable[[Path], Any], make: Callable[[], Any]) -> Any:
-        """The saved part, else the part that `make` trains, from a seed of its own."""
-        if not (model / name).exists():
-            set_seed(seed)
-            _save(accelerator, make(), model / name)
-        return load(model / name)
 
-    def vae() -> AutoencoderKL:
-        fresh = new_vae()
-        train_vae(accelerator, fresh, preset.vae, work / "vae", workers)
-        return fresh
+class _Training:
+    """The stages, each from a seed of its own, each loaded if it is done already."""
 
-    def text_encoder() -> CLIPTextModel:
-        fresh = new_text_encoder(tokenizer)
-        train_text_encoder(accelerator, fresh, tokenizer, preset.text, work / "text", workers)
-        return fresh
-
-    def unet() -> UNet2DConditionModel:
-        fresh = new_unet(text.config.hidden_size)
-        bank = bank_latents(accelerator, autoencoder, preset.scenes, work / "latents")
-        train_denoiser(
-            accelerator, fresh, text, tokenizer, bank, preset.denoiser, work / "denoiser", workers
+    def __init__(self, preset: Preset, output: Path, seed: int, workers: int) -> None:
+        self.preset, self.seed, self.workers = preset, seed, workers
+        self.accelerator = Accelerator(mixed_precision="bf16")
+        self.model, self.work, self.shapes = (
+            output / "model",
+            output / "checkpoints",
+            output / "shapes",
         )
-        return fresh
 
-    tokenizer = stage(
-        "tokenizer", CLIPTokenizer.from_pretrained, lambda: learn_tokenizer(preset.captions)
-    )
-    autoencoder = stage("vae", AutoencoderKL.from_pretrained, vae)
-    text = stage("text_encoder", CLIPTextModel.from_pretrained, text_encoder)
-    denoiser = stage("unet", UNet2DConditionModel.from_pretrained, unet)
-    if accelerator.is_main_process:
-        assemble(tokenizer, autoencoder, text, denoiser, output / "shapes")
-    return output / "shapes"
+    def finished(self) -> Path:
+        parts = self.tokenizer, self.sharpened_vae, self.text_encoder, self.unet
+        if self.accelerator.is_main_process and not self.shapes.exists():
+            assemble(*parts, self.shapes)
+        self.accelerator.wait_for_everyone()
+        if not (self.shapes / TURBO).exists():
+            student = self._turbo()
+            if self.accelerator.is_main_process:
+                save_turbo(student, self.shapes / TURBO)
+        return self.shapes
+
+    @cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        return self._stage(
+            "tokenizer", CLIPTokenizer, lambda: learn_tokenizer(self.preset.captions)
+        )
+
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        def make() -> AutoencoderKL:
+            fresh = new_vae()
+            train_vae(self.accelerator, fresh, self.preset.vae, self.work / "vae", self.workers)
+            return fresh
+
+        return self._stage("vae", AutoencoderKL, make)
+
+    @cached_property
+    def text_encoder(self) -> CLIPTextModel:
+        def make() -> CLIPTextModel:
+            fresh = new_text_encoder(self.tokenizer)
+            schedule, folder = self.preset.text, self.work / "text"
+            train_text_encoder(
+                self.accelerator, fresh, self.tokenizer, schedule, folder, self.workers
+            )
+            return fresh
+
+        text = self._stage("text_encoder", CLIPTextModel, make)
+        self._probe(text)
+        return text
+
+    def _probe(self, text: CLIPTextModel) -> None:
+        """What the rows know, printed before the denoiser spends hours on them."""
+        report = self.work / "text" / "probes.json"
+        if report.exists() or not self.accelerator.is_main_process:
+            return
+        found = probes.probe(text, self.tokenizer, self.seed)
+        print(probes.table(found))
+        report.parent.mkdir(parents=True, exist_ok=True)
+        picture = probes.cosine_picture(*probes.cosines(text, self.tokenizer, PROBED))
+        picture.save(report.with_name("cosines.png"))
+        report.write_text(json.dumps(found, indent=1) + "\n")
+
+    @cached_property
+    def unet(self) -> UNet2DConditionModel:
+        def make() -> UNet2DConditionModel:
+            fresh = new_unet(self.text_encoder.config.hidden_size)
+            train_denoiser(
+                self.accelerator, fresh, *self._told(), self.preset.denoiser,
+                self.work / "denoiser", self.workers,
+            )  # fmt: skip
+            return fresh
+
+        return self._stage("unet", UNet2DConditionModel, make)
+
+    @cached_property
+    def sharpened_vae(self) -> AutoencoderKL:
+        def make() -> AutoencoderKL:
+            fresh = copy.deepcopy(self.vae)
+            schedule, folder = self.preset.decoder, self.work / "decoder"
+            train_decoder(self.accelerator, fresh, schedule, folder, self.workers)
+            return fresh
+
+        return self._stage("sharpened_vae", AutoencoderKL, make)
+
+    def _turbo(self) -> UNet2DConditionModel:
+        set_seed(self.seed)
+        return train_turbo(
+            self.accelerator, copy.deepcopy(self.unet), *self._told(), self.preset.turbo,
+            self.work / "turbo", self.workers,
+        )  # fmt: skip
+
+    def _told(self) -> tuple[CLIPTextModel, CLIPTokenizer, list[Path]]:
+        """What a denoiser learns from."""
+        scenes, folder = self.preset.scenes, self.work / "latents"
+        bank = bank_latents(self.accelerator, self.vae, scenes, folder)
+        return self.text_encoder, self.tokenizer, bank
+
+    def _stage(self, name: str, kind: Any, make: Callable[[], Any]) -> Any:
+        if not (self.model / name).exists():
+            set_seed(self.seed)
+            _save(self.accelerator, make(), self.model / name)
+        return kind.from_pretrained(self.model / name)
 
 
 def assemble(

@@ -97,6 +97,29 @@ def test_projection_has_its_properties(rows, undesired, alpha, order, factor):
         assert torch.allclose(project_out(rows, other, alpha), once, atol=1e-6)
 
 
+# s = (4, 2, 1): the squares 16, 4 and 1 make 21.
+AXES = tensor((4, 0, 0), (0, 2, 0), (0, 0, 1))
+
+
+def test_rank_and_energy_take_the_strongest_directions():
+    assert torch.equal(row_space(AXES, TOL, rank=2).abs(), tensor((1, 0, 0), (0, 1, 0)))
+    # 16/21 = .76 and 20/21 = .95 of the energy are in the first one and two.
+    assert [len(row_space(AXES, TOL, energy=e)) for e in (0.7, 0.77, 0.96, 1.0)] == [1, 2, 3, 3]
+
+
+def test_soft_projection_weighs_directions_by_their_strength():
+    # soft = .25: weights 16/(16+4) = .8, 4/(4+4) = .5, 1/(1+4) = .2.
+    left = project_out(tensor((1, 1, 1)), row_space(AXES, TOL, soft=0.25), 1.0)
+    assert torch.allclose(left, tensor((0.2, 0.5, 0.8)))
+
+
+def test_a_centre_is_left_alone():
+    # m = (1, 1, 0): of x - m = (2, 1, 0) the first axis goes, so x' = (3 - 2, 2, 0).
+    basis, m = row_space(tensor((1, 0, 0)), TOL), tensor((1, 1, 0))[0]
+    assert torch.equal(project_out(tensor((3, 2, 0)), basis, 1.0, m), tensor((1, 2, 0)))
+    assert torch.equal(project_out(m[None], basis, 1.0, m), m[None])
+
+
 def test_removed_energy_is_a_share():
     assert removed_energy(tensor((3, 4)), tensor((0, 4))) == pytest.approx(9 / 25)
     assert removed_energy(tensor((0, 0)), tensor((0, 0))) == 0
@@ -151,3 +174,46 @@ def test_negative_prompt_is_left_alone(model):
 
     for plain, edited in zip(negative(), negative(Decor(undesired=["fog"])), strict=True):
         assert torch.equal(plain.hidden, edited.hidden)
+
+
+def test_phrases_of_the_prompt_are_undesired_as_they_stand_there(model):
+    (plain, *_), _ = embeddings(model)
+    (edited, *_), _ = embeddings(model, Decor(phrases=["red", "dog"]))
+    phrase = plain.hidden[[2, 7]]
+    assert (edited.hidden[1:] @ phrase.T).abs().max() < 1e-3 * phrase.square().sum()
+    assert not torch.allclose(plain.hidden, edited.hidden)
+
+
+def test_centring_keeps_the_mean(sd1):
+    (plain,), _ = embeddings(sd1)
+    (edited,), _ = embeddings(sd1, Decor(undesired=["fog"], centre=True, rows="words"))
+    words = plain.tokens.words
+    means = [e.hidden[words].mean(0) for e in (plain, edited)]
+    assert torch.allclose(*means, atol=1e-5)
+    assert not torch.allclose(plain.hidden, edited.hidden)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"undesired": ["a red cat and a blue dog"], "rank_tol": 0.0},
+        {"phrases": ["a red cat and a blue dog"], "rank_tol": 0.0},
+    ],
+)
+def test_removing_the_whole_prompt_is_refused(sd1, options):
+    with pytest.raises(t2iedit.EditNotSupported, match="spans the whole prompt"):
+        embeddings(sd1, Decor(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "nothing is undesired"),
+        ({"undesired": [" "]}, "must not be empty"),
+        ({"phrases": ["elephant"]}, "elephant"),
+        ({"undesired": ["fog"], "rank": 0}, "rank"),
+    ],
+)
+def test_useless_options_are_refused(sd1, options, words):
+    with pytest.raises(t2iedit.UserError, match=words):
+        embeddings(sd1, Decor(**options))

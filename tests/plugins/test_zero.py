@@ -1,10 +1,13 @@
 """T2I-Zero's Algorithm 1 on hand-worked tensors, and known-wrong variants that must fail."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from t2iedit_zero.concepts import found_concepts
 from t2iedit_zero.similarity import correct, similarity
+from t2iedit_zero.suppression import smoothed, suppress
 
 import t2iedit
 from t2iedit import Kind
@@ -166,7 +169,156 @@ def test_correction_can_bring_back_what_decor_removed(sd1):
     assert leak(zero, decor) < 1e-4
 
 
-@pytest.mark.parametrize("concepts", [[], ["elephant"]])
+@pytest.mark.parametrize("concepts", [["elephant"], ["red cat", "elephant"]])
 def test_useless_concepts_are_refused(sd1, concepts):
     with pytest.raises(t2iedit.UserError):
         embedding(sd1, Zero(concepts=concepts))
+
+
+# Algorithm 2.
+
+# One image, one head, a map of 1 x 3 pixels, tokens BOS, cat, dog, EOT.
+MAPS = torch.tensor([[[[0.4, 0.3, 0.1, 0.2], [0.5, 0.2, 0.2, 0.1], [0.2, 0.0, 0.6, 0.2]]]])
+CAT, DOG = [1], [2]
+
+
+def suppressed(probs=MAPS, concepts=(CAT, DOG), size=(1, 3), strength=1.0, **options):
+    return suppress(probs, concepts, size, strength=strength, **options)
+
+
+def test_smoothing_is_a_gaussian_with_its_border_repeated():
+    # The kernel is e^-1/2, 1, e^-1/2 over its sum: (.2741, .4519, .2741); a single row is repeated above and below.
+    line = torch.tensor([[[[1.0], [0.0], [0.0]]]])
+    expected = torch.tensor([0.2741 + 0.4519, 0.2741, 0.0])
+    assert torch.allclose(smoothed(line, (1, 3)).flatten(), expected, atol=1e-4)
+    assert torch.allclose(smoothed(torch.ones(1, 1, 12, 2), (3, 4)), torch.ones(1, 1, 12, 2))
+
+
+def test_only_the_strongest_concept_stays_at_each_pixel():
+    # Cat, blurred: (.7259*.3 + .2741*.2, .2741*.3 + .4519*.2, .2741*.2) = (.273, .173, .055);
+    # dog: (.127, .282, .490). The cat wins the first pixel, the dog the others: in the middle by its neighbour.
+    expected = MAPS.clone()
+    expected[..., 0, 2] = expected[..., 1:, 1] = 0
+    assert torch.equal(suppressed(), expected)
+
+
+def test_half_strength_halves_the_losers():
+    expected = MAPS.clone()
+    expected[..., 0, 2] /= 2
+    expected[..., 1:, 1] /= 2
+    assert torch.equal(suppressed(strength=0.5), expected)
+
+
+def test_no_strength_is_identity():
+    assert torch.equal(suppressed(strength=0.0), MAPS)
+
+
+def test_tokens_outside_the_concepts_stay():
+    assert torch.equal(suppressed()[..., [0, 3]], MAPS[..., [0, 3]])
+
+
+def test_the_literal_reading_would_take_bos_away():
+    one_hot = torch.nn.functional.one_hot(MAPS.argmax(-1), 4)
+    assert (MAPS * one_hot)[..., 2, 0] == 0 != suppressed()[..., 2, 0]
+
+
+def test_winners_numbers_are_not_token_positions():
+    # The public port takes the winner's number within the chosen set for a token: 0 (BOS) and 1 (cat) here.
+    as_tokens = MAPS.clone()
+    as_tokens[..., 0, 1:] = 0
+    assert not torch.equal(suppressed(), as_tokens)
+    far = torch.cat([MAPS[..., :1], MAPS[..., 3:], MAPS[..., 1:3]], dim=-1)
+    assert torch.equal(suppressed(far, ([2], [3]))[..., 2:], suppressed()[..., 1:3])
+
+
+def test_a_concept_of_several_tokens_has_their_mean_and_is_suppressed_whole():
+    # "red cat" is tokens 1 and 2, dog is 3: means (.2, .2, .3) against .2, .1, .2 and no blur between equal pixels.
+    probs = torch.tensor([0.4, 0.1, 0.3, 0.21]).expand(1, 1, 4, 4)
+    edited = suppressed(probs, ([1, 2], [3]), (2, 2))
+    assert torch.allclose(edited[0, 0, 0], torch.tensor([0.4, 0.0, 0.0, 0.21]))
+
+
+def test_lost_mass_goes_where_it_is_sent():
+    for pixel in range(3):
+        assert torch.allclose(suppressed(renormalise="all")[0, 0, pixel].sum(), torch.tensor(1.0))
+    # First pixel: BOS .4, cat .3, EOT .2 over .9.
+    all_tokens = suppressed(renormalise="all")[0, 0, 0]
+    assert torch.allclose(all_tokens, torch.tensor([0.4, 0.3, 0.0, 0.2]) / 0.9)
+    winner = suppressed(renormalise="concepts")[0, 0, 0]
+    assert torch.allclose(winner, torch.tensor([0.4, 0.4, 0.0, 0.2]))
+
+
+def test_heads_decide_together_or_alone():
+    # The second head sees the dog everywhere and, twice as strong, outvotes the first.
+    second = torch.tensor([0.2, 0.0, 0.8, 0.0]).expand(1, 1, 3, 4)
+    probs = torch.cat([MAPS, second], dim=1)
+    assert (suppressed(probs, heads="mean")[0, 0, :, 1] == 0).all()
+    assert suppressed(probs, heads="each")[0, 0, 0, 1] == pytest.approx(0.3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0, 1), st.sampled_from(["none", "concepts", "all"]))
+def test_suppression_is_bounded_and_spares_other_images(seed, strength, renormalise):
+    generator = torch.Generator().manual_seed(seed)
+    probs = torch.softmax(torch.randn(2, 3, 12, 7, generator=generator), dim=-1)
+    options = {"strength": strength, "renormalise": renormalise}
+    edited = suppressed(probs, ([1, 2], [4]), (3, 4), **options)
+    assert edited.min() >= 0 and edited.sum(-1).max() <= 1 + 1e-5
+    alone = suppressed(probs[1:], ([1, 2], [4]), (3, 4), **options)
+    assert torch.allclose(edited[1:], alone, atol=1e-6)
+
+
+def pictures(model, **options):
+    edit = Zero(**({"alpha": 0.0, "suppression": 1.0, "smallest_map": 1} | options))
+    result = t2iedit.generate(model, t2iedit.Request(PROMPT, steps=6, edits=[edit]))
+    return result.report["edits"][0]
+
+
+def test_suppression_acts_in_the_first_part_and_in_large_maps_only(sd1):
+    everywhere = pictures(sd1, suppress_until=1.0)["attention"]["maps"]
+    assert pictures(sd1, suppress_until=0.5)["attention"]["maps"] == everywhere // 2
+    assert "attention" not in pictures(sd1, smallest_map=999)
+    assert "attention" not in pictures(sd1, suppression=0.0)
+
+
+@pytest.mark.parametrize("size", [(72, 40), (64, 64)])
+def test_suppression_of_any_size_and_batch(model, size):
+    edit = Zero(suppression=1.0, smallest_map=1, suppress_until=1.0)
+    request = t2iedit.Request(PROMPT, steps=2, size=size, seeds=(0, 1), edits=[edit])
+    together = t2iedit.generate(model, request, batch_size=2).images
+    alone = t2iedit.generate(model, request).images
+    for a, b in zip(together, alone, strict=True):
+        assert abs(np.asarray(a).astype(int) - np.asarray(b)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("concepts", "words"),
+    [(["red cat"], "two of them"), (["red cat", "cat"], "share words"), (["cat", "cat"], "share")],
+)
+def test_concepts_that_cannot_be_kept_apart_are_refused(sd1, concepts, words):
+    with pytest.raises(t2iedit.EditNotSupported, match=words):
+        embedding(sd1, Zero(concepts=concepts, suppression=1.0))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "concepts"),
+    [
+        ("a red cat and a blue dog", ["red cat", "blue dog"]),
+        ("A photo of a cat, a dog and the old man in the sea", ["cat", "dog", "old man"]),
+        ("a red circle and a blue square on a white background", ["red circle", "blue square"]),
+        ("a green star left of an orange ring", ["green star", "orange ring"]),
+        ("a turtle with a yellow bowl.", ["turtle", "yellow bowl"]),
+        ("a sandy beach", ["sandy beach"]),
+        ("the", []),
+        ("", []),
+    ],
+)
+def test_concepts_are_found_in_the_prompt(prompt, concepts):
+    assert found_concepts(prompt) == concepts
+
+
+def test_found_concepts_are_used_and_reported(sd1):
+    report = pictures(sd1)
+    assert report["concepts"] == ["red cat", "blue dog"]
+    with pytest.raises(t2iedit.EditNotSupported, match="name them"):
+        t2iedit.start(sd1, t2iedit.Request("the", edits=[Zero()]))

@@ -1,17 +1,20 @@
 """The trainer: resumes exactly, and makes a folder that plain diffusers runs."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import StableDiffusionPipeline
+from diffusers import LCMScheduler, StableDiffusionPipeline
 from torch import nn
 
 from t2iedit.shapes.train import SMOKE, train_all
+from t2iedit.shapes.training.denoiser import new_scheduler
 from t2iedit.shapes.training.loop import Schedule, train
 from t2iedit.shapes.training.scenes_by_step import caption_of, picture, scene
 from t2iedit.shapes.training.tokenizer import learn_tokenizer
+from t2iedit.shapes.training.turbo import consistency_loss, consistent, from_velocity, levels
 
 SCHEDULE = Schedule(
     steps=7, batch_size=2, learning_rate=0.1, warmup=2, ema_decay=0.5, save_every=2, log_every=1
@@ -83,3 +86,58 @@ def test_smoke_run_makes_a_folder_that_plain_diffusers_paints_with(tmp_path):
     assert image.size == (128, 128)
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 40e6
     assert train_all(SMOKE, tmp_path) == folder
+    few_steps(pipeline, folder)
+
+
+def few_steps(pipeline, folder):
+    """The LoRA beside the model loads in plain diffusers too."""
+    pipeline.load_lora_weights(folder / "turbo")
+    pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
+    image = pipeline("a red circle", num_inference_steps=2, guidance_scale=1.0).images[0]
+    assert image.size == (128, 128)
+    assert sum(path.stat().st_size for path in (folder / "turbo").iterdir()) < 3e6
+
+
+def test_consistency_function_is_the_latents_themselves_at_time_nought():
+    student = Guess()
+    noisy = torch.randn(2, 4, 3, 3)
+    times = torch.tensor([0, 999])
+    answer = consistent(student, new_scheduler(), noisy, times, torch.zeros(2))
+    assert torch.equal(answer[0], noisy[0])
+    # At zero SNR the picture is what the velocity says, -v.
+    assert torch.allclose(answer[1], -torch.ones(4, 3, 3), atol=1e-3)
+
+
+def test_velocity_gives_back_the_picture_and_the_noise():
+    scheduler = new_scheduler()
+    clean, noise = torch.randn(2, 3, 4, 2, 2)
+    times = torch.tensor([19, 499, 999])
+    noisy = scheduler.add_noise(clean, noise, times)
+    velocity = scheduler.get_velocity(clean, noise, times)
+    found = from_velocity(scheduler, noisy, velocity, times)
+    assert torch.allclose(found[0], clean, atol=1e-5)
+    assert torch.allclose(found[1], noise, atol=1e-5)
+
+
+class Guess(torch.nn.Module):
+    """A denoiser that always answers one."""
+
+    def forward(self, noisy, times, rows):
+        return SimpleNamespace(sample=torch.ones_like(noisy))
+
+
+class Knows(torch.nn.Module):
+    """A denoiser of the one picture -1 from the one noise .5: v = alpha .5 + sigma."""
+
+    def forward(self, noisy, times, rows):
+        alpha, sigma = levels(new_scheduler(), times)
+        return SimpleNamespace(sample=alpha * 0.5 + sigma)
+
+
+def test_a_student_that_knows_the_picture_has_no_loss():
+    clean = -torch.ones(50, 1, 1, 1)
+    batch = {"latents": clean, "noise": clean * -0.5, "stages": torch.arange(50)}
+    rows = torch.zeros(50, 2, 3)
+    loss = consistency_loss(Knows(), Knows(), new_scheduler(), batch, rows, rows)
+    assert loss < 1e-4
+    assert consistency_loss(Guess(), Knows(), new_scheduler(), batch, rows, rows) > 3e-3

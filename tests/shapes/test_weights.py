@@ -5,7 +5,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import LCMScheduler, StableDiffusionPipeline
 
 import t2iedit
 from t2iedit.opening import BUNDLED
@@ -69,3 +69,31 @@ def test_decor_takes_the_undesired_colour_out_of_a_prompt(shapes):
 
     assert reds() >= 4
     assert reds(decor) < reds()
+
+
+@pytest.fixture(scope="module")
+def turbo():
+    return t2iedit.open_model("shapes-turbo")
+
+
+def test_the_few_step_sibling_paints_in_four_steps_without_guidance(turbo):
+    assert turbo.defaults.steps == 4 and not turbo.guided(turbo.defaults.guidance_scale)
+    tasks = make_tasks(24, Random(6))[:24]
+    right = 0
+    for seed, task in enumerate(tasks):
+        image = t2iedit.generate(turbo, t2iedit.Request(task.prompt, seed=seed)).image
+        right += score(detect(image), task.wanted).right
+    assert right >= 14
+
+
+def test_plain_diffusers_loads_the_few_step_lora(turbo):
+    pipeline = StableDiffusionPipeline.from_pretrained(FOLDER)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_lora_weights(FOLDER / "turbo")
+    pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
+    generator = torch.Generator().manual_seed(1)
+    plain = pipeline("a red circle", num_inference_steps=4, guidance_scale=1.0, generator=generator)
+    ours = t2iedit.generate(turbo, t2iedit.Request("a red circle", seed=1)).image
+    difference = np.asarray(ours).astype(int) - np.asarray(plain.images[0])
+    # Merged weights round otherwise than added ones.
+    assert abs(difference).max() <= 3
