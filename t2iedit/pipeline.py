@@ -55,7 +55,8 @@ def generate(
 
     `on_step` hears of every step and `on_image` of every image with its one-seed request; either may raise to stop.
     `inputs` is whatever else the pipeline takes: the `image` and `strength` of image-to-image, a `mask_image`, the
-    `image` of a ControlNet, an `ip_adapter_image`. `known` keeps encoded texts from one call to the next, for as long as nothing is done to the model in between.
+    `image` of a ControlNet, an `ip_adapter_image`. `known` keeps encoded texts from one call to the next, for as long
+    as nothing is done to the model in between.
 
     At `batch_size` 1 each image equals, bit for bit, the one its seed gives alone.
     """
@@ -179,7 +180,8 @@ def check_inputs(model: Model, inputs: dict[str, Any]) -> None:
 def check_given(model: Model, request: Request, given: Conditioning) -> None:
     """Raises `ConditioningNotUsable` and `InvalidRequest` unless the run can start from this conditioning."""
     names = [embedding.tokens.encoder for embedding in given.prompt]
-    if names != [encoder.name for encoder in model.encoders]:
+    # One with an origin is checked against it once the model is patched, since a LoRA changes the encoders.
+    if given.origin is None and names != [encoder.name for encoder in model.encoders]:
         raise ConditioningNotUsable(
             f"the conditioning is of the encoders {', '.join(names)}, which this model does not have; encode it again"
         )

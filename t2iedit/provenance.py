@@ -84,9 +84,9 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return _parse(text, path)
 
 
-def save_image(image: Image.Image, path: Path) -> None:
+def save_image(image: Image.Image, path: str | Path) -> None:
     """Write a PNG with its text chunks, whole or not at all. Raises `OutputNotWritable`."""
-    data = io.BytesIO()
+    path, data = Path(path), io.BytesIO()
     try:
         image.save(data, format="PNG", pnginfo=png_chunks(image))
     except OSError as error:
