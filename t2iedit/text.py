@@ -244,7 +244,8 @@ class TextEncoder:
         """
         if layers == 0 or _final_norm(self.transformer) is None:
             return self
-        has = self.transformer.config.num_hidden_layers
+        config: Any = self.transformer.config
+        has = config.num_hidden_layers
         last = -1 if self.layer is None else self.layer
         if last - layers < -(has + 1):
             raise InvalidRequest(
@@ -373,8 +374,8 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     for place, part in module.named_modules():
         hook = getattr(part, "_hf_hook", None)
         for each in getattr(hook, "hooks", (hook,)):
-            kept = getattr(each, "weights_map", None)
-            for name in (*part._parameters, *part._buffers) if kept is not None else ():
+            kept: Any = getattr(each, "weights_map", None) or {}
+            for name in (*part._parameters, *part._buffers) if len(kept) else ():
                 whole = f"{place}.{name}" if place else name
                 if whole in state and state[whole].is_meta:
                     state[whole] = kept[name]

@@ -88,7 +88,7 @@ def test_blend_mixes_every_encoder_and_the_pooled_vectors(sdxl):
             between_them.hidden, 0.75 * one.hidden + 0.25 * other.hidden, atol=1e-5
         )
         assert torch.equal(between_them.hidden[0], one.hidden[0])
-    pooled = [c.prompt[1].pooled for c in (first, second, mixed)]
+    pooled = [dict(c.tensors())["prompt/clip_g/pooled"] for c in (first, second, mixed)]
     assert torch.allclose(pooled[2], 0.75 * pooled[0] + 0.25 * pooled[1], atol=1e-5)
     assert mixed.origin.history[-1]["blended"]["weight"] == 0.25
     assert mixed.text == PROMPT
