@@ -15,6 +15,7 @@ from t2iedit.errors import PluginError, UserError
 from t2iedit.request import edit_to_json
 from t2iedit.text import EncoderMark, Kind, TextEmbedding, TextEncoder, Tokens
 from t2iedit.weighting import Script, read, weighted
+from t2iedit.wording import Wording
 
 Known = MutableMapping[Any, TextEmbedding]
 """Encoded texts that no edit touched yet."""
@@ -67,14 +68,15 @@ class Job:
     @property
     def edits(self) -> list[Edit]:
         """Those that change what goes into the encoder."""
-        return [] if self.negative else self.run.doing("edit_token_embeds", self.at)
+        return self.run.doing("edit_token_embeds", self.at, negative=self.negative)
 
     def script(self, encoder: TextEncoder) -> Script:
         return self.run.script(encoder.name, negative=self.negative)
 
-    def key(self, encoder: TextEncoder) -> tuple:
+    def key(self, encoder: TextEncoder, wording: Wording | None) -> tuple:
         """Jobs of one key are encoded once."""
-        return (self.script(encoder), *((id(self.run), id(edit)) for edit in self.edits))
+        edits = ((id(self.run), id(edit)) for edit in self.edits)
+        return (self.script(encoder), wording, *edits)
 
     @contextmanager
     def reading(self, encoder: TextEncoder) -> Iterator[None]:
@@ -114,19 +116,37 @@ def _encode_one(
     """The jobs through one encoder; times that differ only in later edits share its work."""
     unique: dict[tuple, tuple[Tokens, Tensor | None]] = {}
     given = [job.given(encoder) for job in jobs]
-    for job, found in zip(jobs, given, strict=True):
-        key = job.key(encoder)
-        if found is None and key not in unique:
-            tokens = read(encoder, job.script(encoder))
+    worded = [
+        None if found is not None else _worded(job, encoder)
+        for job, found in zip(jobs, given, strict=True)
+    ]
+    keys = [job.key(encoder, wording) for job, wording in zip(jobs, worded, strict=True)]
+    for job, wording, key in zip(jobs, worded, keys, strict=True):
+        if wording is not None and key not in unique:
+            tokens = read(encoder, job.script(encoder), wording)
             if tokens.lost:
                 _warn_of_loss(job.run, tokens)
             with job.reading(encoder):
                 unique[key] = tokens, _token_embeds(encoder, tokens, job.edits, job.run)
     encoded = _through(encoder, unique, known)
     return [
-        _edited(encoded[job.key(encoder)] if found is None else found, job, encoder)
-        for job, found in zip(jobs, given, strict=True)
+        _edited(encoded[key] if found is None else found, job, encoder)
+        for key, job, found in zip(keys, jobs, given, strict=True)
     ]
+
+
+def _worded(job: Job, encoder: TextEncoder) -> Wording:
+    """The text that this encoder reads, after the edits that put other words in its place."""
+    script, run = job.script(encoder), job.run
+    wording = Wording.of(script.text)
+    for edit in run.doing("edit_prompt", negative=job.negative):
+        with blamed(edit), job.reading(encoder):
+            wording = edit.edit_prompt(wording, run)
+        if not isinstance(wording, Wording) or wording.typed != script.text:
+            raise PluginError(
+                f'the edit "{edit.name}" returned no wording of the prompt "{script.text}"'
+            )
+    return wording
 
 
 def _through(
@@ -171,9 +191,7 @@ def _edited(embedding: TextEmbedding, job: Job, encoder: TextEncoder) -> TextEmb
         pooled = None if embedding.pooled is None else torch.zeros_like(embedding.pooled)
         blank = torch.zeros_like(embedding.hidden)
         return replace(embedding, hidden=blank, pooled=pooled)
-    for edit in run.doing("edit_embedding", job.at):
-        if job.negative and not edit.negative:
-            continue
+    for edit in run.doing("edit_embedding", job.at, negative=job.negative):
         with blamed(edit), job.reading(encoder):
             edited = edit.edit_embedding(embedding, run)
         _check_embedding(edit, edited, embedding)

@@ -138,6 +138,8 @@ def start(model: Model, request: Request, given: Conditioning | None = None, **i
             run.warn(
                 "without guidance there is no negative half, so the negative prompt is not used"
             )
+        for note in model.notes:
+            run.warn(note)
         for edit in run.edits:
             check_window(edit)
             if "edit_attention" in edit.stages and edit.attends(run):
@@ -189,7 +191,8 @@ def check_given(model: Model, request: Request, given: Conditioning) -> None:
         raise InvalidRequest(
             f'the conditioning holds the prompt "{given.text}", so leave out the prompt "{request.prompt}"'
         )
-    early = [edit.name for edit in request.edits if "edit_token_embeds" in edit.stages]
+    stages = {"edit_prompt", "edit_token_embeds"}
+    early = [edit.name for edit in request.edits if stages & set(edit.stages)]
     if early:
         raise EditNotSupported(
             f"{', '.join(early)} acts before the text encoder, and a conditioning is already encoded;"

@@ -35,7 +35,8 @@ class Swap(Edit):
             for edit in before
             if "edit_embedding" in edit.stages and edit.name != self.name
         ]
-        lost += [edit.name for edit in run.edits if "edit_token_embeds" in edit.stages]
+        early = {"edit_prompt", "edit_token_embeds"}
+        lost += [edit.name for edit in run.edits if early & set(edit.stages)]
         if lost:
             raise EditNotSupported(
                 f"swap has the sentence encoded again, and {', '.join(lost)} would be lost; put swap first, without"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from t2iedit import digests
 from t2iedit.errors import InvalidRequest, ModelNotUsable, SpanTruncated
 from t2iedit.spans import Span
+from t2iedit.wording import Wording
 
 
 class Kind(Enum):
@@ -28,7 +29,10 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A prompt as one encoder reads it; `offsets` are character ranges of `text`, (0, 0) for special tokens."""
+    """A prompt as one encoder reads it; `offsets` are character ranges of `text`, (0, 0) for special tokens.
+
+    `text` is what was typed, whatever an edit has put in its place for the encoder.
+    """
 
     encoder: str
     text: str
@@ -196,9 +200,10 @@ class TextEncoder:
         )
         return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
 
-    def tokenize_windows(self, text: str, breaks: tuple[int, ...] = ()) -> Tokens:
-        """The whole prompt in as many windows as it needs; a new one begins at each of the characters `breaks`."""
-        pieces = self.pieces(text)
+    def tokenize_windows(self, text: str | Wording, breaks: tuple[int, ...] = ()) -> Tokens:
+        """The whole prompt in as many windows as it needs; a new one begins at each of the typed characters `breaks`."""
+        wording = text if isinstance(text, Wording) else Wording.of(text)
+        pieces = [(id, wording.origin(a, b)) for id, (a, b) in self.pieces(wording.text)]
         room = self.length - 2
         starts = _window_starts([place for _, place in pieces], breaks, room)
         ids: list[int] = []
@@ -211,12 +216,13 @@ class TextEncoder:
             ids += [special[1]] * free
             offsets += [(0, 0), *((a, b) for _, (a, b) in held), *[(0, 0)] * (free + 1)]
             kinds += [Kind.BOS, *[Kind.WORD] * len(held), Kind.EOT, *[Kind.PAD] * free]
-        return Tokens(self.name, text, torch.tensor(ids), tuple(offsets), tuple(kinds))
+        return Tokens(self.name, wording.typed, torch.tensor(ids), tuple(offsets), tuple(kinds))
 
-    def tokenize(self, text: str) -> Tokens:
+    def tokenize(self, text: str | Wording) -> Tokens:
         """The prompt in this encoder's window, cut off at its end if need be."""
+        wording = text if isinstance(text, Wording) else Wording.of(text)
         encoded = self.tokenizer(
-            text,
+            wording.text,
             padding="max_length",
             max_length=self.length,
             truncation=True,
@@ -231,9 +237,12 @@ class TextEncoder:
         words = (Kind.WORD,) * (content - 1 - len(bos))
         return Tokens(
             encoder=self.name,
-            text=text,
+            text=wording.typed,
             ids=encoded.input_ids[0],
-            offsets=tuple((a, b) for a, b in encoded.offset_mapping[0].tolist()),
+            offsets=tuple(
+                wording.origin(a, b) if b > a else (0, 0)
+                for a, b in encoded.offset_mapping[0].tolist()
+            ),
             kinds=(*bos, *words, Kind.EOT, *(Kind.PAD,) * (length - content)),
         )
 

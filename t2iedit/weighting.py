@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from t2iedit.errors import InvalidRequest
+from t2iedit.errors import EditNotSupported, InvalidRequest
 from t2iedit.spans import Span
 from t2iedit.text import Kind, TextEmbedding, TextEncoder, Tokens
+from t2iedit.wording import Wording
 
 SYNTAXES = ("plain", "windows", "a1111", "compel")
 READINGS = ("a1111", "a1111_no_norm", "compel")
@@ -61,11 +62,19 @@ def parse(text: str, syntax: str = "plain", reading: str | None = None) -> Scrip
     return _joined(pieces, reading or "a1111")
 
 
-def read(encoder: TextEncoder, script: Script) -> Tokens:
-    """The script's tokens, in as many windows as it needs if it may have several."""
+def read(encoder: TextEncoder, script: Script, wording: Wording | None = None) -> Tokens:
+    """The script's tokens, in as many windows as it needs if it may have several; of other words where given.
+
+    Raises `EditNotSupported` for other words where compel reads the prompt itself.
+    """
+    words = Wording.of(script.text) if wording is None else wording
+    if script.reading == "compel" and words.text != script.text:
+        raise EditNotSupported(
+            "compel reads the prompt itself, so no edit can put other words in it; use syntax a1111"
+        )
     if script.windows and encoder.windowed:
-        return encoder.tokenize_windows(script.text, script.breaks)
-    return encoder.tokenize(script.text)
+        return encoder.tokenize_windows(words, script.breaks)
+    return encoder.tokenize(words)
 
 
 def weighted(embedding: TextEmbedding, script: Script) -> TextEmbedding:

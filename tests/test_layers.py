@@ -13,6 +13,7 @@ LAYERS = [
     "spans",
     "digests",
     "blending",
+    "wording",
     "text",
     "weighting",
     "compel_reading",
