@@ -64,7 +64,8 @@ class Model(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.denoiser.parameters()).dtype
+        denoiser: Any = self.denoiser
+        return denoiser.dtype
 
     @property
     def device(self) -> torch.device:
