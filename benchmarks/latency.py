@@ -41,7 +41,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         folder = Path(scratch)
-        for name in ("plain", *QUANTISED):
+        wanted = args.only or BASELINES
+        for name in ("plain", *(name for name in QUANTISED if name in wanted)):
             prepare(folder, args.architecture, name)
         passed = [
             "--architecture",
@@ -60,7 +61,7 @@ def main() -> None:
             str(args.batch),
         ]
         rows = []
-        for name in args.only or BASELINES:
+        for name in wanted:
             needed = OTHERS.get(name)
             if needed and find_spec(needed) is None:
                 rows.append(not_measured(name, METRIC, f"{needed} is not installed"))

@@ -28,7 +28,8 @@ def random_unet(architecture: str, dtype: torch.dtype, device: str) -> Any:
     """Weights as large as initialised ones, made in place in their final dtype."""
     torch.manual_seed(0)
     unet: Any = hollow(CONFIGS[architecture])
-    unet = unet.to(dtype).to_empty(device=device)
+    # torch's own `to`: that of diffusers warns of what does not apply here.
+    unet = torch.nn.Module.to(unet, dtype).to_empty(device=device)
     with torch.no_grad():
         for parameter in unet.parameters():
             scale = parameter.shape[1:].numel() ** -0.5 if parameter.ndim > 1 else 0.02

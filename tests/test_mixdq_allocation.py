@@ -101,7 +101,7 @@ def test_groups_are_solved_apart_with_their_own_widths():
         found = candidates(scores, layers, of, 6.0)
         assert len({tuple(sorted(a.bits.items())) for a in found}) == len(found) > 0
         for allocation in found:
-            assert allocation.mean == pytest.approx(6.0, abs=0.15)
+            assert allocation.mean == pytest.approx(6.0, abs=0.2)
             for name, bits in allocation.bits.items():
                 assert bits in ALLOWED[of][layers[name].group]
     with pytest.raises(BudgetNotReachable, match="reached"):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from t2iedit_decor import Decor
 from t2iedit_mixdq import MixDQ
 from t2iedit_mixdq.calibration import Settings, calibrate
 from t2iedit_mixdq.checkpoint import INDEX, load_unet, write_model
@@ -17,6 +18,7 @@ from t2iedit_mixdq.recipe import FILE, Recipe, read_bits, read_recipe, uniform
 from t2iedit_mixdq.report import layer_rows, measured_memory, static_bytes
 from t2iedit_mixdq.simulation import Simulated
 from t2iedit_mixdq.wiring import survey
+from t2iedit_zero import T2IZero
 
 import t2iedit
 from t2iedit.testing import tiny_model
@@ -330,3 +332,13 @@ def test_folder_runs_on_cuda(case, bits):
     packed = t2iedit.open_model(folders[bits], device="cuda", dtype="float16")
     simulated = pixels(model, MixDQ(recipe=str(folders[bits])))
     assert np.abs(pixels(packed) - simulated).mean() < 8
+
+
+def test_other_edits_act_on_the_packed_model(case):
+    """Their embeddings and opened attention meet packed layers."""
+    packed = t2iedit.open_model(case[3][8, 8])
+    before = pixels(packed, steps=1)
+    zero = T2IZero(**T2IZero.example)
+    for edit in (Decor(undesired=["fog"]), zero):
+        assert far(pixels(packed, edit, steps=1), before) > 0
+    assert far(pixels(packed, steps=1), before) == 0

@@ -6,6 +6,11 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from t2iedit_mixdq.architectures import ARCHITECTURES, example_inputs, hollow
+from t2iedit_mixdq.bos import BosRows
+from t2iedit_mixdq.calibration import weight_schemes
+from t2iedit_mixdq.checkpoint import unet_tensors
+from t2iedit_mixdq.recipe import Recipe, uniform
+from t2iedit_mixdq.simulation import Simulated, simulate
 from t2iedit_mixdq.wiring import replace_layer, survey
 from torch import nn
 
@@ -120,3 +125,29 @@ def test_replacing_returns_what_was_there(sd1):
     assert unet.get_submodule(name) is other
     assert replace_layer(unet, name, before) is other
     assert torch.is_tensor(unet.get_submodule(name).weight)
+
+
+def test_layers_under_a_lora_are_found_and_the_lora_stays_whole(sd1):
+    peft = pytest.importorskip("peft")
+    unet = sd1.pipeline.unet
+    before = survey(unet)
+    config = peft.LoraConfig(r=2, target_modules=["to_k", "proj_in"], init_lora_weights=False)
+    unet.add_adapter(config)
+    layers = survey(unet)
+    assert layers == before
+    inputs = example_inputs(unet, 8)
+    inputs["encoder_hidden_states"] += 1
+    with torch.no_grad():
+        reference = unet(**inputs)[0]
+        undo = simulate(unet, layers, weight_schemes(unet, layers, 4), bos=BosRows())
+        wrapped = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
+        assert isinstance(wrapped.base_layer, Simulated)
+        assert isinstance(wrapped.lora_A["default"], nn.Linear)
+        text = torch.randn(1, 77, 32)
+        whole = wrapped.base_layer.original(text) + wrapped(text) - wrapped.base_layer(text)
+        assert torch.allclose(wrapped(text)[:, 0], whole[:, 0], atol=1e-5)
+        assert not torch.equal(unet(**inputs)[0], reference)
+        undo()
+        assert torch.equal(unet(**inputs)[0], reference)
+    with pytest.raises(EditNotSupported, match="fuse"):
+        list(unet_tensors(unet, Recipe(uniform(layers, 8), {}), {}, None))

@@ -20,7 +20,7 @@ from t2iedit_mixdq.bos import BosRows
 from t2iedit_mixdq.quantizers import BITS, affine, observed_ranges
 from t2iedit_mixdq.schemes import WHOLE, Scheme, weight_delta
 from t2iedit_mixdq.simulation import simulate
-from t2iedit_mixdq.wiring import Layer, survey
+from t2iedit_mixdq.wiring import Layer, find_layer, survey
 
 MOMENTUM = 0.95
 """Of the running average over batches; the authors' nominal value, applied once a batch (their code does so three times)."""
@@ -115,7 +115,7 @@ def weight_schemes(
 ) -> dict[str, Scheme]:
     """All layers with weights of one width and whole inputs."""
     return {
-        name: make_scheme(unet.get_submodule(name).weight, layer, bits, WHOLE, search=search)
+        name: make_scheme(find_layer(unet, name).weight, layer, bits, WHOLE, search=search)
         for name, layer in layers.items()
     }
 

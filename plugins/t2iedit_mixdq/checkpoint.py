@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from t2iedit import Model
+from t2iedit import EditNotSupported, Model
 from t2iedit_mixdq.architectures import hollow
 from t2iedit_mixdq.bos import BosLookup, BosRows, BosTable
 from t2iedit_mixdq.calibration import Ranges, make_scheme, text_rows
@@ -81,6 +81,11 @@ def unet_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the folder one by one: packed layers, then what stays as it is."""
     layers = survey(unet)
+    if any(".lora_" in name for name, _ in unet.named_modules()):
+        raise EditNotSupported(
+            "a LoRA is loaded onto this model; fuse it with pipeline.fuse_lora() and unload it, or take it off,"
+            " before the model is quantised"
+        )
     packed = set()
     if rows is not None:
         yield BOS, rows

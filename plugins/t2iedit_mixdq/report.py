@@ -14,7 +14,7 @@ from t2iedit_mixdq.quantizers import BITS
 from t2iedit_mixdq.recipe import Bits, listed_mean, mean_bits
 from t2iedit_mixdq.schemes import WHOLE
 from t2iedit_mixdq.simulation import Simulated
-from t2iedit_mixdq.wiring import Layer
+from t2iedit_mixdq.wiring import Layer, find_layer
 
 SIZES = {"weights": "weights", "activations": "inputs"}
 """What bits are weighed by: a layer's number of weights, or of the values it reads."""
@@ -40,7 +40,7 @@ def engines(rows: list[dict[str, Any]]) -> dict[str, int]:
 
 def layer_rows(unet: nn.Module, layers: Mapping[str, Layer]) -> list[dict[str, Any]]:
     """For each layer: its bits, what computes it and why, and its bytes while it does nothing."""
-    return [_row(name, unet.get_submodule(name)) for name in layers]
+    return [_row(name, find_layer(unet, name)) for name in layers]
 
 
 def _row(name: str, module: nn.Module) -> dict[str, Any]:

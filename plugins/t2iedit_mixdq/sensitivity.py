@@ -24,7 +24,7 @@ from t2iedit_mixdq.calibration import Ranges, Settings, make_scheme
 from t2iedit_mixdq.quantizers import BITS
 from t2iedit_mixdq.schemes import WHOLE, Scheme
 from t2iedit_mixdq.simulation import simulate
-from t2iedit_mixdq.wiring import Layer, survey
+from t2iedit_mixdq.wiring import Layer, find_layer, survey
 
 
 def sqnr(reference: Tensor, other: Tensor) -> float:
@@ -75,7 +75,7 @@ class Bench:
     def scheme(self, name: str, bits: int, act_bits: int) -> Scheme:
         """A layer's scheme, its steps and grids found for these very widths."""
         layer = self.layers[name]
-        weight: Any = self.model.denoiser.get_submodule(name).weight
+        weight: Any = find_layer(self.model.denoiser, name).weight
         ranges, search = self.ranges.get(name), self.settings.search
         return make_scheme(weight, layer, bits, act_bits, ranges=ranges, search=search)
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from t2iedit_mixdq.bos import BosRows, put_rows
 from t2iedit_mixdq.quantizers import fake_affine
 from t2iedit_mixdq.schemes import Scheme, float_weight, integer_weight, split_channels
-from t2iedit_mixdq.wiring import Layer, replace_layer
+from t2iedit_mixdq.wiring import Layer, find_layer, replace_layer
 
 Sees = Callable[[Layer, list[Tensor]], None]
 """Looks at what a layer reads, part by part."""
@@ -102,7 +102,7 @@ def simulate(
         for name, scheme in schemes.items():
             if scheme.untouched and observer is None:
                 continue
-            original = unet.get_submodule(name)
+            original = find_layer(unet, name)
             module = Simulated(original, layers[name], scheme, bos=bos, observer=observer)
             originals[name] = replace_layer(unet, name, module.eval())
     except BaseException:

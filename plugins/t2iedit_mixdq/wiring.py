@@ -14,6 +14,8 @@ from t2iedit import EditNotSupported
 from t2iedit_mixdq.architectures import example_inputs, hollow
 
 Group = Literal["content", "quality"]
+BASE = "base_layer"
+"""Where peft keeps the layer that a LoRA adds to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +68,26 @@ def survey(unet: Any, size: int | None = None) -> dict[str, Layer]:
 
 
 def quantisable(unet: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The linear and convolution layers by name."""
+    """The linear and convolution layers by name; those of a LoRA, which stay whole, left out."""
     for name, module in unet.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            yield name, module
+        if isinstance(module, nn.Linear | nn.Conv2d) and ".lora_" not in name:
+            yield name.removesuffix(f".{BASE}"), module
+
+
+def find_layer(unet: nn.Module, name: str) -> Any:
+    """The layer of this name, under a LoRA's wrapping if it has one."""
+    found = unet.get_submodule(name)
+    return getattr(found, BASE, found)
 
 
 def replace_layer(unet: nn.Module, name: str, module: nn.Module) -> nn.Module:
-    """Put a module in the place of this name; what was there is returned."""
+    """Put a module in the place of this layer; what was there is returned."""
     parent, _, leaf = name.rpartition(".")
-    holder = unet.get_submodule(parent)
+    holder = unet.get_submodule(name)
+    if hasattr(holder, BASE):
+        leaf = BASE
+    else:
+        holder = unet.get_submodule(parent)
     before = getattr(holder, leaf)
     setattr(holder, leaf, module)
     return before
