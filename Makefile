@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 
-.PHONY: image setup check format test test-slow template shapes clean
+.PHONY: image setup check format test test-slow template docs shapes clean
 
 image: $(SETUP)  ## an edited picture and its comparison, with the bundled model
 	$(BIN)/t2iedit generate "a red circle and a blue square on a white background" \
@@ -37,6 +37,9 @@ test-slow: $(SETUP)
 
 template: $(SETUP)  ## build the wheel, install it and a third-party plugin elsewhere, and find the plugin
 	sh plugins/template/check.sh $(BIN)/python
+
+docs: $(SETUP)  ## the reference, from the docstrings
+	$(BIN)/python docs/reference.py
 
 clean:
 	rm -rf $(VENV) dist build out

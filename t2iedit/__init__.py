@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from t2iedit.opening import open_model as open_model
     from t2iedit.pipeline import Progress as Progress
     from t2iedit.pipeline import denoise as denoise
+    from t2iedit.pipeline import encode as encode
     from t2iedit.pipeline import generate as generate
     from t2iedit.pipeline import start as start
     from t2iedit.plots import labelled_grid as labelled_grid
@@ -68,6 +69,7 @@ _HOMES = {
     "Wording": "wording",
     "condition": "encoding",
     "denoise": "pipeline",
+    "encode": "pipeline",
     "generate": "pipeline",
     "hookimpl": "hookspecs",
     "labelled_grid": "plots",
@@ -106,6 +108,7 @@ __all__ = [
     "Wording",
     "condition",
     "denoise",
+    "encode",
     "generate",
     "hookimpl",
     "labelled_grid",

@@ -1,5 +1,6 @@
 """How far the denoising has come, told by the timesteps that the denoiser is called with."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,5 +22,11 @@ class Clock:
         now = float(torch.as_tensor(timestep).flatten()[0])
         if not self.timesteps:
             distinct = list(dict.fromkeys(float(t) for t in self.scheduler.timesteps))
-            self.timesteps = sorted((t for t in distinct if t <= now), reverse=True)
-        return self.timesteps.index(now) / len(self.timesteps)
+            first = distinct[_nearest(distinct, now)]
+            self.timesteps = sorted((t for t in distinct if t <= first), reverse=True)
+        return _nearest(self.timesteps, now) / len(self.timesteps)
+
+
+def _nearest(timesteps: Sequence[float], now: float) -> int:
+    """The nearest one's index: half precision rounds the timesteps that a denoiser is told."""
+    return min(range(len(timesteps)), key=lambda index: abs(timesteps[index] - now))

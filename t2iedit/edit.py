@@ -9,11 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from t2iedit.attention import Probabilities, Site
+from t2iedit.conditioning import Conditioning
 from t2iedit.errors import EditNotSupported, InvalidOptions, PluginError
 from t2iedit.lora import Lora
 from t2iedit.model import Key, Model
 from t2iedit.spans import Span, locate, numbered, occurrences
 from t2iedit.text import TextEmbedding, Tokens
+from t2iedit.weighting import Script
 from t2iedit.wording import Wording
 
 Phrase = Annotated[str, Field(json_schema_extra={"kind": "phrase"})]
@@ -126,6 +128,10 @@ class Edit:
         """What one encoder made of the prompt."""
         return embedding
 
+    def attends(self, run: "Run") -> bool:
+        """Whether `edit_attention` acts in this run at all; models whose attention cannot be opened refuse it then."""
+        return True
+
     def opens(self, site: Site, run: "Run") -> bool:
         """Whether `edit_attention` acts there; the probabilities are computed nowhere else."""
         return True
@@ -139,7 +145,11 @@ class Edit:
 class Run:
     """One request at work: what an edit may see, and where it reports.
 
-    `step` is the denoiser's step under way, 0 before the first.
+    `step` is the denoiser's step under way, 0 before the first. `given` is what the run starts from in place of the
+    prompt, where it starts from a conditioning; its edits come on top. `inputs` is what else the pipeline is told, an
+    image to begin from for instance. `scripts` holds weights, windows and texts that are an encoder's own, by the
+    encoder and whether they are of the negative prompt; while an encoder's embedding is edited, `prompt` is what that
+    one reads.
     """
 
     model: Model
@@ -150,6 +160,11 @@ class Run:
     steps: int
     guidance_scale: float
     edits: tuple[Edit, ...]
+    given: Conditioning | None = None
+    scheduler: str | None = None
+    clip_skip: int | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
+    scripts: dict[tuple[str, bool], Script] = field(default_factory=dict)
     loras: tuple[Lora, ...] = ()
     step: int = 0
     report: dict[str, Any] = field(default_factory=lambda: {"warnings": [], "edits": []})
@@ -162,6 +177,11 @@ class Run:
         """Whether there is a negative half."""
         return self.model.guided(self.guidance_scale)
 
+    def script(self, encoder: str, *, negative: bool = False) -> Script:
+        """How this encoder is to read the prompt, or the negative one."""
+        text = (self.negative or "") if negative else self.prompt
+        return self.scripts.get((encoder, negative), Script(text))
+
     def doing(self, stage: str, at: float | None = None, *, negative: bool = False) -> list[Edit]:
         """The edits with this stage, in the user's order; only those whose window holds `at`, if given.
 
@@ -173,6 +193,8 @@ class Run:
     def boundaries(self) -> list[float]:
         """The fractions of the denoising at which some edit begins or ceases, 0 first."""
         ends = {end for edit in self.edits for end in (edit.options.start, edit.options.stop)}
+        if self.given is not None:
+            ends |= {start for start, _ in self.given.changes}
         return sorted({0.0} | {end for end in ends if end < 1})
 
     def span(self, phrase: str) -> Span:

@@ -1,84 +1,172 @@
 """Prompts to conditionings: one forward pass an encoder, then the edits, in the user's order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from t2iedit.conditioning import Conditioning, Embeddings
+from t2iedit import compel_reading
+from t2iedit.conditioning import Conditioning, Embeddings, Origin, check_same_encoders
 from t2iedit.edit import Edit, Run
 from t2iedit.errors import PluginError, UserError
-from t2iedit.text import Kind, TextEmbedding, TextEncoder, Tokens
+from t2iedit.request import edit_to_json
+from t2iedit.text import EncoderMark, Kind, TextEmbedding, TextEncoder, Tokens
+from t2iedit.weighting import Script, read, weighted
 from t2iedit.wording import Wording
+
+Known = MutableMapping[Any, TextEmbedding]
+"""Encoded texts that no edit touched yet."""
 
 
 @torch.no_grad()
-def condition(runs: Sequence[Run]) -> list[Conditioning]:
+def condition(runs: Sequence[Run], known: Known | None = None) -> list[Conditioning]:
     """What the denoiser is told in each run: one forward pass an encoder for all prompts, one for all negatives.
 
-    The runs share one model.
+    The runs share one model. A run that starts from a conditioning is not encoded again; its edits come on top.
     """
     if not runs:
         return []
-    with runs[0].model.lock:
-        prompts = _encode(_jobs([(run, run.prompt) for run in runs]))
-        guided = [(run, run.negative or "") for run in runs if run.guided]
-        negatives = _encode(_jobs(guided, negative=True), negative=True)
-    return [_phases(run, prompts, negatives) for run in runs]
+    model, skips = runs[0].model, {run.clip_skip for run in runs}
+    if len(skips) > 1:
+        return _apart(runs, skips, known)
+    with model.skipping(*skips):
+        # After patches, since a LoRA changes the encoders too.
+        marks = model.marks
+        for run in runs:
+            if run.given is not None and run.given.origin is not None:
+                check_same_encoders(
+                    run.given.origin.encoders, marks, "the conditioning", "the model"
+                )
+        prompts = _encode([Job(run, at) for run in runs for at in run.boundaries()], known)
+        guided = [run for run in runs if run.guided]
+        negatives = _encode(
+            [Job(run, at, negative=True) for run in guided for at in run.boundaries()], known
+        )
+    return [_phases(run, prompts, negatives, marks) for run in runs]
 
 
-Job = tuple[Run, Wording, float]
-"""A text to encode for a run, as it is from this fraction of the denoising on."""
+def _apart(runs: Sequence[Run], skips: set[int | None], known: Known | None) -> list[Conditioning]:
+    """Runs that read different layers, those of one kind together."""
+    done: dict[int, Conditioning] = {}
+    for skip in skips:
+        alike = [run for run in runs if run.clip_skip == skip]
+        done |= zip(map(id, alike), condition(alike, known), strict=True)
+    return [done[id(run)] for run in runs]
 
 
-def _jobs(texts: Sequence[tuple[Run, str]], *, negative: bool = False) -> list[Job]:
-    worded = [(run, _worded(run, text, negative=negative)) for run, text in texts]
-    return [(run, wording, at) for run, wording in worded for at in run.boundaries()]
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One side of a run, as it is from this fraction of the denoising on."""
+
+    run: Run
+    at: float
+    negative: bool = False
+
+    @property
+    def edits(self) -> list[Edit]:
+        """Those that change what goes into the encoder."""
+        return self.run.doing("edit_token_embeds", self.at, negative=self.negative)
+
+    def script(self, encoder: TextEncoder) -> Script:
+        return self.run.script(encoder.name, negative=self.negative)
+
+    def key(self, encoder: TextEncoder, wording: Wording | None) -> tuple:
+        """Jobs of one key are encoded once."""
+        edits = ((id(self.run), id(edit)) for edit in self.edits)
+        return (self.script(encoder), wording, *edits)
+
+    @contextmanager
+    def reading(self, encoder: TextEncoder) -> Iterator[None]:
+        """While this holds, the run's prompt is what this encoder reads, and phrases are found in it."""
+        own = self.run.prompt
+        if not self.negative and self.run.given is None:
+            self.run.prompt = self.script(encoder).text
+        try:
+            yield
+        finally:
+            self.run.prompt = own
+
+    def given(self, encoder: TextEncoder) -> TextEmbedding | None:
+        """What the run starts from, where it is not this text."""
+        source = self.run.given
+        if source is None or (self.negative and self.run.negative is not None):
+            return None
+        held = source.at(self.at)
+        side = held.negative if self.negative else held.prompt
+        found = next((e for e in side or () if e.tokens.encoder == encoder.name), None)
+        return None if found is None else found.to(encoder.device)
 
 
-def _worded(run: Run, text: str, *, negative: bool) -> Wording:
-    """The text after the edits that put other words in its place."""
-    wording = Wording.of(text)
-    for edit in run.doing("edit_prompt", negative=negative):
-        with blamed(edit):
-            wording = edit.edit_prompt(wording, run)
-        if not isinstance(wording, Wording) or wording.typed != text:
-            raise PluginError(f'the edit "{edit.name}" returned no wording of the prompt "{text}"')
-    return wording
-
-
-def _encode(jobs: Sequence[Job], *, negative: bool = False) -> dict[tuple[int, float], Embeddings]:
+def _encode(jobs: Sequence[Job], known: Known | None = None) -> dict[tuple[int, float], Embeddings]:
     """Each job's embeddings by run and fraction, the edits of that time applied."""
     if not jobs:
         return {}
-    encoders = jobs[0][0].model.encoders
-    columns = [_encode_one(encoder, jobs, negative=negative) for encoder in encoders]
+    encoders = jobs[0].run.model.encoders
+    columns = [_encode_one(encoder, jobs, known) for encoder in encoders]
     rows = zip(*columns, strict=True)
-    return {(id(run), at): tuple(row) for (run, _, at), row in zip(jobs, rows, strict=True)}
+    return {(id(job.run), job.at): tuple(row) for job, row in zip(jobs, rows, strict=True)}
 
 
 def _encode_one(
-    encoder: TextEncoder, jobs: Sequence[Job], *, negative: bool
+    encoder: TextEncoder, jobs: Sequence[Job], known: Known | None
 ) -> list[TextEmbedding]:
     """The jobs through one encoder; times that differ only in later edits share its work."""
     unique: dict[tuple, tuple[Tokens, Tensor | None]] = {}
-    keys = []
-    for run, wording, at in jobs:
-        edits = run.doing("edit_token_embeds", at, negative=negative)
-        keys.append((wording, *((id(run), id(edit)) for edit in edits)))
-        if keys[-1] not in unique:
-            read = encoder.tokenize(wording)
-            if read.lost:
-                _warn_of_loss(run, read)
-            unique[keys[-1]] = read, _token_embeds(encoder, read, edits, run)
-    tokens, embeds = zip(*unique.values(), strict=True)
-    encoded = dict(zip(unique, encoder.encode_batch(tokens, embeds), strict=True))
-    return [
-        _edited(encoded[key], run, at, negative=negative)
-        for key, (run, _, at) in zip(keys, jobs, strict=True)
+    given = [job.given(encoder) for job in jobs]
+    worded = [
+        None if found is not None else _worded(job, encoder)
+        for job, found in zip(jobs, given, strict=True)
     ]
+    keys = [job.key(encoder, wording) for job, wording in zip(jobs, worded, strict=True)]
+    for job, wording, key in zip(jobs, worded, keys, strict=True):
+        if wording is not None and key not in unique:
+            tokens = read(encoder, job.script(encoder), wording)
+            if tokens.lost:
+                _warn_of_loss(job.run, tokens)
+            with job.reading(encoder):
+                unique[key] = tokens, _token_embeds(encoder, tokens, job.edits, job.run)
+    encoded = _through(encoder, unique, known)
+    return [
+        _edited(encoded[key] if found is None else found, job, encoder)
+        for key, job, found in zip(keys, jobs, given, strict=True)
+    ]
+
+
+def _worded(job: Job, encoder: TextEncoder) -> Wording:
+    """The text that this encoder reads, after the edits that put other words in its place."""
+    script, run = job.script(encoder), job.run
+    wording = Wording.of(script.text)
+    for edit in run.doing("edit_prompt", negative=job.negative):
+        with blamed(edit), job.reading(encoder):
+            wording = edit.edit_prompt(wording, run)
+        if not isinstance(wording, Wording) or wording.typed != script.text:
+            raise PluginError(
+                f'the edit "{edit.name}" returned no wording of the prompt "{script.text}"'
+            )
+    return wording
+
+
+def _through(
+    encoder: TextEncoder, texts: dict[tuple, tuple[Tokens, Tensor | None]], known: Known | None
+) -> dict[tuple, TextEmbedding]:
+    """The texts through the encoder, in one pass, but for those known already; weighted as their scripts say."""
+    kept: Known = {} if known is None else known
+    place = encoder.name, encoder.layer
+    found = {key: kept[place, key] for key in texts if (place, key) in kept}
+    by_compel = [key for key in texts if key not in found and key[0].reading == "compel"]
+    found |= {key: compel_reading.encode(encoder, key[0]) for key in by_compel}
+    missing = {key: value for key, value in texts.items() if key not in found}
+    if missing:
+        tokens, embeds = zip(*missing.values(), strict=True)
+        for key, embedding in zip(missing, encoder.encode_batch(tokens, embeds), strict=True):
+            found[key] = weighted(embedding, key[0])
+    for key, (_, embeds) in texts.items():
+        if embeds is None and (place, key) not in kept:
+            kept[place, key] = found[key]
+    return found
 
 
 def _token_embeds(
@@ -94,17 +182,20 @@ def _token_embeds(
     return embeds
 
 
-def _edited(embedding: TextEmbedding, run: Run, at: float, *, negative: bool) -> TextEmbedding:
+def _edited(embedding: TextEmbedding, job: Job, encoder: TextEncoder) -> TextEmbedding:
     """The embedding after the edits of this time, in the user's order, each one's effect on the report."""
-    if negative and run.negative is None and run.model.zero_negative:
+    run = job.run
+    own = run.script(encoder.name, negative=True).text
+    absent = not own and run.negative is None and (run.given is None or run.given.negative is None)
+    if job.negative and absent and run.model.zero_negative:
         pooled = None if embedding.pooled is None else torch.zeros_like(embedding.pooled)
         blank = torch.zeros_like(embedding.hidden)
         return replace(embedding, hidden=blank, pooled=pooled)
-    for edit in run.doing("edit_embedding", at, negative=negative):
-        with blamed(edit):
+    for edit in run.doing("edit_embedding", job.at, negative=job.negative):
+        with blamed(edit), job.reading(encoder):
             edited = edit.edit_embedding(embedding, run)
         _check_embedding(edit, edited, embedding)
-        if not negative:
+        if not job.negative:
             _record_change(edit, edited, embedding, run)
         embedding = edited
     return embedding
@@ -114,13 +205,24 @@ def _phases(
     run: Run,
     prompts: dict[tuple[int, float], Embeddings],
     negatives: dict[tuple[int, float], Embeddings],
+    marks: tuple[EncoderMark, ...],
 ) -> Conditioning:
     times = run.boundaries()
     held = [
         Conditioning(prompts[id(run), at], negatives[id(run), at] if run.guided else None)
         for at in times
     ]
-    return replace(held[0], changes=tuple(zip(times[1:], held[1:], strict=True)))
+    changes = tuple(zip(times[1:], held[1:], strict=True))
+    return replace(held[0], changes=changes, origin=_origin(run, marks))
+
+
+def _origin(run: Run, marks: tuple[EncoderMark, ...]) -> Origin:
+    edits = [edit_to_json(edit) for edit in run.edits]
+    if run.given is not None and run.given.origin is not None:
+        return run.given.origin.then(edited=edits) if edits else run.given.origin
+    step = {"prompt": run.prompt, "negative": run.negative, "edits": edits}
+    made_by = {"model": run.model.name, "fingerprint": run.model.fingerprint}
+    return Origin(run.model.family, marks, ({"encoded": step | made_by},))
 
 
 def _check_embedding(edit: Edit, edited: TextEmbedding, before: TextEmbedding) -> None:
@@ -142,9 +244,10 @@ def _check_shape(edit: Edit, after: Tensor, before: Tensor) -> None:
 
 
 def _record_change(edit: Edit, edited: TextEmbedding, before: TextEmbedding, run: Run) -> None:
-    """The relative change of the rows behind BOS, the largest over the run, so nobody wonders if it did anything."""
-    rows = before.hidden[1:].float()
-    change = ((edited.hidden[1:].float() - rows).norm() / rows.norm()).item()
+    """The relative change of all rows but BOS, the largest over the run, so nobody wonders if it did anything."""
+    free = before.tokens.of(Kind.WORD, Kind.EOT, Kind.PAD)
+    rows = before.hidden[free].float()
+    change = ((edited.hidden[free].float() - rows).norm() / rows.norm()).item()
     index = next(i for i, candidate in enumerate(run.edits) if candidate is edit)
     changes = run.report["edits"][index].get("change", {})
     name = before.tokens.encoder

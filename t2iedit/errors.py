@@ -11,6 +11,7 @@ T2IEditError
 │   ├── ModelNotUsable               a checkpoint that is missing, broken or of a foreign kind
 │   ├── LoraNotUsable                a LoRA file that cannot be read, or does not fit the model
 │   ├── RecipeNotUsable              an image without a recipe, or with one that cannot be read
+│   ├── ConditioningNotUsable        a conditioning that is damaged, or of other encoders than the model's
 │   └── OutputNotWritable            a file or folder that cannot be written
 └── PluginError                      a plugin that breaks its contract, or two with one name
 """
@@ -58,6 +59,10 @@ class LoraNotUsable(UserError):
 
 class RecipeNotUsable(UserError):
     """An image holds no recipe, or one that cannot be repeated."""
+
+
+class ConditioningNotUsable(UserError):
+    """A conditioning cannot be read, or was made by other encoders."""
 
 
 class OutputNotWritable(UserError):

@@ -3,15 +3,13 @@
 import inspect
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    DiffusionPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from t2iedit.conditioning import Conditioning, Embeddings
+from t2iedit.conditioning import Conditioning
+from t2iedit.errors import ModelNotUsable
 from t2iedit.hookspecs import hookimpl
 from t2iedit.model import Defaults, Model
 from t2iedit.text import TextEncoder
@@ -22,15 +20,9 @@ class StableDiffusion(Model):
 
     family = "sd"
 
-    def __init__(self, pipeline: StableDiffusionPipeline) -> None:
+    def __init__(self, pipeline: Any) -> None:
         encoder = TextEncoder("clip", pipeline.tokenizer, pipeline.text_encoder)
         super().__init__(pipeline, (encoder,), default_settings(pipeline))
-
-    def inputs(self, conditioning: Conditioning) -> dict[str, Tensor]:
-        named = {"prompt_embeds": conditioning.prompt[0].hidden[None]}
-        if conditioning.negative is not None:
-            named["negative_prompt_embeds"] = conditioning.negative[0].hidden[None]
-        return named
 
     def denoiser_inputs(self, conditioning: Conditioning, batch: int) -> dict[str, Any]:
         named = self.inputs(conditioning)
@@ -42,7 +34,7 @@ class StableDiffusionXL(Model):
 
     family = "sdxl"
 
-    def __init__(self, pipeline: StableDiffusionXLPipeline) -> None:
+    def __init__(self, pipeline: Any) -> None:
         encoders = (
             TextEncoder("clip_l", pipeline.tokenizer, pipeline.text_encoder, layer=-2),
             TextEncoder(
@@ -56,13 +48,6 @@ class StableDiffusionXL(Model):
         zero = bool(pipeline.config["force_zeros_for_empty_prompt"])
         super().__init__(pipeline, encoders, default_settings(pipeline), zero_negative=zero)
 
-    def inputs(self, conditioning: Conditioning) -> dict[str, Tensor]:
-        named = _sdxl_side(conditioning.prompt)
-        if conditioning.negative is not None:
-            negative = _sdxl_side(conditioning.negative)
-            named |= {f"negative_{name}": value for name, value in negative.items()}
-        return named
-
     def denoiser_inputs(self, conditioning: Conditioning, batch: int) -> dict[str, Any]:
         named = self.inputs(conditioning)
         return {
@@ -71,19 +56,106 @@ class StableDiffusionXL(Model):
         }
 
 
+class StableDiffusion3(Model):
+    """SD3 and 3.5: two CLIPs and T5, which is needed. Attention edits do not reach its joint attention."""
+
+    family = "sd3"
+
+    def __init__(self, pipeline: Any) -> None:
+        if pipeline.text_encoder_3 is None:
+            raise ModelNotUsable(
+                "this SD3 has no T5 (text_encoder_3); load it with its third text encoder"
+            )
+        layers: dict[str, Any] = {"layer": -2, "pooled": "text_embeds"}
+        encoders = (
+            TextEncoder("clip_l", pipeline.tokenizer, pipeline.text_encoder, **layers),
+            TextEncoder("clip_g", pipeline.tokenizer_2, pipeline.text_encoder_2, **layers),
+            TextEncoder("t5", pipeline.tokenizer_3, pipeline.text_encoder_3, window=256),
+        )
+        super().__init__(pipeline, encoders, default_settings(pipeline))
+
+    def denoiser_inputs(self, conditioning: Conditioning, batch: int) -> dict[str, Any]:
+        named = self.inputs(conditioning)
+        return {
+            "encoder_hidden_states": _halves(named, "prompt_embeds", batch),
+            "pooled_projections": _halves(named, "pooled_prompt_embeds", batch),
+        }
+
+
+class Flux(Model):
+    """FLUX.1: T5's rows and CLIP's pooled vector. Its guidance is told to the denoiser, so there is no negative half."""
+
+    family = "flux"
+    timesteps = 1000.0
+
+    def __init__(self, pipeline: Any) -> None:
+        encoders = (
+            TextEncoder(
+                "clip_l", pipeline.tokenizer, pipeline.text_encoder, pooled="pooler_output"
+            ),
+            TextEncoder("t5", pipeline.tokenizer_2, pipeline.text_encoder_2, window=512),
+        )
+        defaults = default_settings(pipeline)
+        if not pipeline.transformer.config.guidance_embeds:
+            # schnell, distilled to few steps without guidance.
+            defaults = Defaults(4, 0.0, defaults.size)
+        super().__init__(pipeline, encoders, defaults)
+
+    def guided(self, guidance_scale: float) -> bool:
+        return False
+
+    @property
+    def size_step(self) -> int:
+        return self.pipeline.vae_scale_factor * 2
+
+    def denoiser_inputs(self, conditioning: Conditioning, batch: int) -> dict[str, Any]:
+        named = self.inputs(conditioning)
+        return {
+            "encoder_hidden_states": _halves(named, "prompt_embeds", batch),
+            "pooled_projections": _halves(named, "pooled_prompt_embeds", batch),
+        }
+
+
+FAMILIES: dict[type[Model], tuple[type, ...]] = {
+    StableDiffusion: (
+        diffusers.StableDiffusionPipeline,
+        diffusers.StableDiffusionImg2ImgPipeline,
+        diffusers.StableDiffusionInpaintPipeline,
+        diffusers.StableDiffusionControlNetPipeline,
+        diffusers.StableDiffusionControlNetImg2ImgPipeline,
+        diffusers.StableDiffusionControlNetInpaintPipeline,
+    ),
+    StableDiffusionXL: (
+        diffusers.StableDiffusionXLPipeline,
+        diffusers.StableDiffusionXLImg2ImgPipeline,
+        diffusers.StableDiffusionXLInpaintPipeline,
+        diffusers.StableDiffusionXLControlNetPipeline,
+        diffusers.StableDiffusionXLControlNetImg2ImgPipeline,
+        diffusers.StableDiffusionXLControlNetInpaintPipeline,
+    ),
+    StableDiffusion3: (
+        diffusers.StableDiffusion3Pipeline,
+        diffusers.StableDiffusion3Img2ImgPipeline,
+        diffusers.StableDiffusion3InpaintPipeline,
+    ),
+    Flux: (diffusers.FluxPipeline, diffusers.FluxImg2ImgPipeline, diffusers.FluxInpaintPipeline),
+}
+"""The pipelines of each family: one way of being told what to paint, several things to begin from."""
+
+
 @hookimpl(trylast=True)
 def wrap_pipeline(pipeline: DiffusionPipeline) -> Model | None:
-    if isinstance(pipeline, StableDiffusionPipeline):
-        return StableDiffusion(pipeline)
-    if isinstance(pipeline, StableDiffusionXLPipeline):
-        return StableDiffusionXL(pipeline)
+    for family, pipelines in FAMILIES.items():
+        if isinstance(pipeline, pipelines):
+            return family(pipeline)  # type: ignore[call-arg]
     return None
 
 
 def default_settings(pipeline: Any) -> Defaults:
     """The pipeline's own defaults; a Turbo checkpoint, told by its scheduler, wants one step and no guidance."""
     call = inspect.signature(type(pipeline).__call__).parameters
-    side = pipeline.unet.config.sample_size
+    unet = getattr(pipeline, "unet", None)
+    side = pipeline.default_sample_size if unet is None else unet.config.sample_size
     height, width = (side, side) if isinstance(side, int) else side
     size = width * pipeline.vae_scale_factor, height * pipeline.vae_scale_factor
     if _is_turbo(pipeline.scheduler):
@@ -95,13 +167,6 @@ def _is_turbo(scheduler: Any) -> bool:
     """sd-turbo and sdxl-turbo are the checkpoints that ship an Euler scheduler with trailing timesteps."""
     trailing = scheduler.config.get("timestep_spacing") == "trailing"
     return trailing and type(scheduler).__name__.startswith("Euler")
-
-
-def _sdxl_side(embeddings: Embeddings) -> dict[str, Tensor]:
-    pooled = embeddings[1].pooled
-    assert pooled is not None
-    hidden = torch.cat([embedding.hidden for embedding in embeddings], dim=-1)
-    return {"prompt_embeds": hidden[None], "pooled_prompt_embeds": pooled[None]}
 
 
 def _halves(named: dict[str, Tensor], key: str, batch: int) -> Tensor:

@@ -1,10 +1,10 @@
 """A checkpoint behind few verbs: its encoders, what its pipeline wants to be told, what has been patched."""
 
-import hashlib
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,9 +12,11 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from t2iedit.conditioning import Conditioning
+from t2iedit import digests
+from t2iedit.conditioning import Conditioning, joined
 from t2iedit.errors import InvalidRequest
-from t2iedit.text import TextEncoder
+from t2iedit.joining import JOINS
+from t2iedit.text import EncoderMark, TextEncoder, execution_device, weights
 
 Undo = Callable[[], None]
 Key = tuple[str, str]
@@ -34,6 +36,8 @@ class Model(ABC):
     """A diffusers pipeline, its text encoders, and one lock around whatever hooks or patches it."""
 
     family: ClassVar[str]
+    timesteps: ClassVar[float] = 1.0
+    """What the denoiser's timestep is multiplied by to be the scheduler's."""
 
     def __init__(
         self,
@@ -55,15 +59,18 @@ class Model(ABC):
 
     @property
     def denoiser(self) -> nn.Module:
-        return self.pipeline.unet
+        parts = self.pipeline.components
+        return parts["unet"] if "unet" in parts else parts["transformer"]
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.pipeline.unet.dtype
+        denoiser: Any = self.denoiser
+        return denoiser.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.pipeline.unet.device
+        """Where the denoiser computes."""
+        return execution_device(self.denoiser)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -73,7 +80,7 @@ class Model(ABC):
     @property
     def memory_format(self) -> str:
         """`channels_last` or `contiguous`, read off the denoiser's first convolution that has plain weights."""
-        parameters = self.pipeline.unet.parameters()
+        parameters = self.denoiser.parameters()
         weight = next((p for p in parameters if p.ndim == 4), torch.empty(0))
         last = weight.is_contiguous(memory_format=torch.channels_last)
         return "channels_last" if last and not weight.is_contiguous() else "contiguous"
@@ -82,9 +89,16 @@ class Model(ABC):
         """The encoder of this name."""
         return next(encoder for encoder in self.encoders if encoder.name == name)
 
-    @abstractmethod
     def inputs(self, conditioning: Conditioning) -> dict[str, Tensor]:
         """The conditioning under the names of the pipeline's own call, batch axis first."""
+        return {
+            name: value[None] for name, value in joined(JOINS[self.family], conditioning).items()
+        }
+
+    @property
+    def marks(self) -> tuple[EncoderMark, ...]:
+        """What tells the encoders, as they are now, from others."""
+        return tuple(encoder.mark for encoder in self.encoders)
 
     @abstractmethod
     def denoiser_inputs(self, conditioning: Conditioning, batch: int) -> dict[str, Any]:
@@ -92,11 +106,28 @@ class Model(ABC):
 
     def guided(self, guidance_scale: float) -> bool:
         """Whether the pipeline runs a negative half at this scale, by diffusers' own rule."""
-        return guidance_scale > 1 and self.pipeline.unet.config.time_cond_proj_dim is None
+        config: Any = self.denoiser.config
+        return guidance_scale > 1 and getattr(config, "time_cond_proj_dim", None) is None
+
+    @property
+    def size_step(self) -> int:
+        """What both sides of a picture must be a multiple of, in pixels."""
+        return math.lcm(8, self.pipeline.vae_scale_factor * getattr(self.pipeline, "patch_size", 1))
+
+    @contextmanager
+    def skipping(self, layers: int | None) -> Iterator[None]:
+        """While this holds, the encoders are read this many layers earlier. Raises `InvalidRequest`."""
+        with self.lock:
+            own = self.encoders
+            self.encoders = tuple(encoder.skipping(layers or 0) for encoder in own)
+            try:
+                yield
+            finally:
+                self.encoders = own
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Raises `InvalidRequest` if the model cannot make pictures of this width and height."""
-        step = math.lcm(8, self.pipeline.vae_scale_factor)
+        step = self.size_step
         for side in size:
             if side < step or side % step:
                 nearest = max(step, round(side / step) * step)
@@ -105,20 +136,22 @@ class Model(ABC):
                     f" multiples of {step}, for instance {nearest} instead of {side}"
                 )
 
-    def patch(self, wanted: Sequence[tuple[Key, Callable[["Model"], Undo | None]]]) -> None:
-        """Leave exactly the wanted patches on, in this order.
+    def patch(self, wanted: Sequence[tuple[Key, Callable[["Model"], Undo | None]]]) -> bool:
+        """Leave exactly the wanted patches on, in this order; whether that changed anything.
 
         Those already on stay; the rest are undone in reverse, down to the first that differs.
         """
         with self.lock:
             keys = [key for key, _ in wanted]
             kept = _shared_beginning([key for key, _ in self._patches], keys)
+            changes = (len(self._patches), len(wanted)) != (kept, kept)
             while len(self._patches) > kept:
                 _, undo = self._patches.pop()
                 if undo is not None:
                     undo()
             for key, apply in wanted[kept:]:
                 self._patches.append((key, apply(self)))
+            return changes
 
 
 def freeze(pipeline: DiffusionPipeline) -> None:
@@ -130,19 +163,12 @@ def freeze(pipeline: DiffusionPipeline) -> None:
 
 def fingerprint(pipeline: DiffusionPipeline) -> str:
     """Twelve hexadecimal digits that tell apart checkpoints: names, shapes, dtypes and some values of all weights."""
-    digest = hashlib.sha256()
-    for name, component in sorted(pipeline.components.items()):
-        if isinstance(component, nn.Module):
-            for key, value in component.state_dict().items():
-                digest.update(f"{name}.{key} {tuple(value.shape)} {value.dtype}".encode())
-                digest.update(_sample(value))
-    return digest.hexdigest()[:12]
-
-
-def _sample(value: Tensor, count: int = 64) -> bytes:
-    flat = value.detach().flatten()
-    sample = flat[:: max(1, len(flat) // count)]
-    return sample.cpu().to(torch.float32).numpy().tobytes()
+    return digests.of_weights(
+        (f"{name}.{key}", value)
+        for name, component in sorted(pipeline.components.items())
+        if isinstance(component, nn.Module)
+        for key, value in weights(component).items()
+    )
 
 
 def _shared_beginning(first: Sequence[Key], second: Sequence[Key]) -> int:

@@ -29,27 +29,60 @@ def open_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     memory_format: str | None = None,
+    offload: str | None = None,
 ) -> Model:
     """A model from "shapes" or "shapes-turbo", a diffusers folder, a hub id, or a pipeline that is already loaded.
 
     Without `device`, CUDA if there is one. Without `dtype`, float16 there, and on a CPU float32, or bfloat16 for large
     models where the CPU computes in it. Without `memory_format`, the faster one by measurement. A live pipeline keeps
-    its own device, dtype and format unless told otherwise. All modules end frozen and in evaluation mode.
+    its own device, dtype and format unless told otherwise, and whatever else its owner did to it: LoRAs, ControlNet,
+    IP-Adapter, another scheduler. All modules end frozen and in evaluation mode.
+
+    With `offload` "model" or "sequential" the weights wait in main memory and come to the GPU one model, or one layer,
+    at a time.
 
     Raises `ModelNotUsable`.
     """
+    place = None if offload is None else _offload_device(device, offload)
     if isinstance(name_or_pipeline, DiffusionPipeline):
-        return _wrap_live(name_or_pipeline, device, _dtype(dtype), memory_format)
+        model = _wrap_live(
+            name_or_pipeline, None if offload else device, _dtype(dtype), memory_format
+        )
+        return _offloaded(model, offload, place)
     name = str(name_or_pipeline)
     folder = BUNDLED.get(name) or _folder(name)
-    pipeline = _load(folder, name, _device(device), _dtype(dtype))
+    where = torch.device("cpu") if offload else _device(device)
+    kind = _dtype(dtype) or (_sensible_dtype(folder, place) if place is not None else None)
+    pipeline = _load(folder, name, where, kind)
     if name == TURBO:
         from t2iedit.shapes.turbo import make_turbo
 
         folder = make_turbo(pipeline, folder)
     model = _wrap(pipeline, name)
     model.defaults = folder_settings(folder, model.defaults)
+    if offload is not None:
+        set_memory_format(model.denoiser, memory_format or "contiguous")
+        return _offloaded(model, offload, place)
     set_memory_format(model.denoiser, memory_format or faster_format(model))
+    return model
+
+
+def _offload_device(device: str | torch.device | None, offload: str) -> torch.device:
+    if offload not in ("model", "sequential"):
+        raise ModelNotUsable(f'offload is "model" or "sequential", not "{offload}"')
+    place = _device(device)
+    if place.type == "cpu":
+        raise ModelNotUsable(
+            f"offload {offload} keeps weights off a GPU, and there is none here; leave it out"
+        )
+    return place
+
+
+def _offloaded(model: Model, offload: str | None, place: torch.device | None) -> Model:
+    if offload == "model":
+        model.pipeline.enable_model_cpu_offload(device=place)
+    elif offload == "sequential":
+        model.pipeline.enable_sequential_cpu_offload(device=place)
     return model
 
 
@@ -73,7 +106,8 @@ def _wrap(pipeline: DiffusionPipeline, name: str) -> Model:
     if model is None:
         raise ModelNotUsable(
             f'"{name}" is a {type(pipeline).__name__}, which no installed plugin knows;'
-            " t2iedit itself knows StableDiffusionPipeline and StableDiffusionXLPipeline"
+            " t2iedit itself knows those of Stable Diffusion 1.x, 2.x, XL and 3 and of FLUX, image-to-image, inpainting and"
+            " ControlNet among them"
         )
     model.name = name
     return model
@@ -91,7 +125,7 @@ def faster_format(model: Model, repeats: int = 3) -> str:
     chance would change their last bits from run to run, so they are not even timed.
     """
     size = sum(parameter.nbytes for parameter in model.denoiser.parameters())
-    if size < LARGE:
+    if size < LARGE or "unet" not in model.pipeline.components:
         return "contiguous"
     best = {}
     for name in FORMATS:
@@ -216,9 +250,12 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def _sensible_dtype(folder: Path, device: torch.device) -> torch.dtype:
+    transformer = (folder / "transformer").is_dir()
     if device.type != "cpu":
-        return torch.float16
-    size = sum(file.stat().st_size for file in (folder / "unet").glob("*.safetensors"))
+        # T5 overflows in float16.
+        return torch.bfloat16 if transformer else torch.float16
+    denoiser = folder / ("transformer" if transformer else "unet")
+    size = sum(file.stat().st_size for file in denoiser.glob("*.safetensors"))
     return torch.bfloat16 if size > LARGE and computes_in_bfloat16() else torch.float32
 
 

@@ -1,7 +1,8 @@
 """The straight line: prompt to tokens to embeddings to edits to denoising to images."""
 
+import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,15 @@ from t2iedit import lora
 from t2iedit.attention import Look, Probabilities, Site, openable, opened
 from t2iedit.conditioning import Conditioning
 from t2iedit.edit import Edit, Run, check_window
-from t2iedit.encoding import blamed, condition
-from t2iedit.errors import PluginError
+from t2iedit.encoding import Known, blamed, condition
+from t2iedit.errors import ConditioningNotUsable, EditNotSupported, InvalidRequest, PluginError
 from t2iedit.model import Key, Model, Undo
 from t2iedit.plugins import installed
 from t2iedit.provenance import environment
 from t2iedit.request import Request, Result
+from t2iedit.schedulers import using
 from t2iedit.steps import scheduled
+from t2iedit.weighting import Script, parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +44,30 @@ def generate(
     model: Model,
     request: Request,
     *,
+    conditioning: Conditioning | None = None,
     on_step: OnStep | None = None,
     on_image: OnImage | None = None,
     batch_size: int = 1,
+    known: Known | None = None,
+    **inputs: Any,
 ) -> Result:
-    """An image for each seed of the request.
+    """An image for each seed of the request, which may start from a conditioning of the same encoders.
 
     `on_step` hears of every step and `on_image` of every image with its one-seed request; either may raise to stop.
+    `inputs` is whatever else the pipeline takes: the `image` and `strength` of image-to-image, a `mask_image`, the
+    `image` of a ControlNet, an `ip_adapter_image`. `known` keeps encoded texts from one call to the next, for as long
+    as nothing is done to the model in between.
+
     At `batch_size` 1 each image equals, bit for bit, the one its seed gives alone.
     """
-    run = start(model, request)
+    run = start(model, request, conditioning, **inputs)
     images: list[Image] = []
     with model.lock:
-        model.patch(patches(run))
-        (conditioning,) = condition([run])
-        for image, seed in denoise(run, conditioning, on_step=on_step, batch_size=batch_size):
+        changed = model.patch(patches(run))
+        if changed and known is not None:
+            known.clear()
+        (told,) = condition([run], known)
+        for image, seed in denoise(run, told, on_step=on_step, batch_size=batch_size):
             single = request.for_seed(seed)
             installed().manager.hook.image_ready(image=image, request=single, report=run.report)
             if on_image is not None:
@@ -70,53 +82,156 @@ def patches(run: Run) -> list[tuple[Key, Callable[[Model], Undo | None]]]:
     return [*own, *((edit.key, edit.patch_model) for edit in run.doing("patch_model"))]
 
 
-def start(model: Model, request: Request) -> Run:
-    """The request on this model, its defaults filled in and every edit's `check` passed."""
+def encode(model: Model, request: Request | str, **values: Any) -> Conditioning:
+    """What the denoiser would be told: a request, or a prompt and a request's values, encoded and edited.
+
+    Nothing is painted, so `save` it, `blend` it, or hand it to `generate` or to a plain diffusers pipeline.
+    """
+    asked = Request(request, **values) if isinstance(request, str) else request
+    return encode_run(start(model, asked))
+
+
+@torch.no_grad()
+def encode_run(run: Run) -> Conditioning:
+    """What the denoiser would be told in this run, by the model as the run wants it patched."""
+    with run.model.lock:
+        run.model.patch(patches(run))
+        (conditioning,) = condition([run])
+    return conditioning
+
+
+def start(model: Model, request: Request, given: Conditioning | None = None, **inputs: Any) -> Run:
+    """The request on this model, its defaults filled in and every edit's `check` passed.
+
+    It starts from `given`, or from the file that the request names, in place of the prompt's encoding.
+    """
     defaults = model.defaults
+    if given is None and request.conditioning is not None:
+        given = Conditioning.load(request.conditioning)
+    check_inputs(model, inputs)
     size = defaults.size if request.size is None else request.size
     model.check_size(size)
     guidance = request.guidance_scale
+    scripts = _scripts(model, request)
+    prompt = parse(request.prompt, request.syntax, request.weights).text
     run = Run(
         model=model,
-        prompt=request.prompt,
+        prompt=prompt if given is None else given.text,
         negative=request.negative,
         seeds=request.seeds,
         size=size,
         steps=defaults.steps if request.steps is None else request.steps,
         guidance_scale=defaults.guidance_scale if guidance is None else guidance,
         edits=request.edits,
+        given=given,
         loras=request.loras,
+        scheduler=request.scheduler,
+        clip_skip=request.clip_skip,
+        inputs=inputs,
+        scripts=scripts,
     )
-    run.report["run"] = _circumstances(run)
-    for note in model.notes:
-        run.warn(note)
-    for edit in run.edits:
-        check_window(edit)
-        if "edit_attention" in edit.stages:
-            openable(model.denoiser)
-        edit.check(run)
+    with model.skipping(run.clip_skip), using(model.pipeline, run.scheduler):
+        if given is not None:
+            check_given(model, request, given)
+        run.report["run"] = _circumstances(run)
+        if run.negative and not run.guided:
+            run.warn(
+                "without guidance there is no negative half, so the negative prompt is not used"
+            )
+        for note in model.notes:
+            run.warn(note)
+        for edit in run.edits:
+            check_window(edit)
+            if "edit_attention" in edit.stages and edit.attends(run):
+                openable(model.denoiser)
+            edit.check(run)
     return run
+
+
+def _scripts(model: Model, request: Request) -> dict[tuple[str, bool], Script]:
+    """How each encoder reads both sides. Raises `InvalidRequest` for encoders that the model does not have."""
+    names = [encoder.name for encoder in model.encoders]
+    for field in (request.prompts, request.negatives):
+        unknown = [name for name in field if name not in names]
+        if unknown:
+            raise InvalidRequest(
+                f"this model has no encoder {', '.join(unknown)} to give a prompt of its own; it has {', '.join(names)}"
+            )
+    if request.conditioning is not None and (request.prompts or request.syntax != "plain"):
+        raise InvalidRequest(
+            "a conditioning is already encoded; give syntax and prompts when encoding"
+        )
+    sides = (False, request.prompt, request.prompts), (True, request.negative, request.negatives)
+    return {
+        (name, negative): parse(own.get(name, text or ""), request.syntax, request.weights)
+        for negative, text, own in sides
+        for name in names
+    }
+
+
+def check_inputs(model: Model, inputs: dict[str, Any]) -> None:
+    """Raises `InvalidRequest` for what this pipeline's call does not take."""
+    takes = inspect.signature(type(model.pipeline).__call__).parameters
+    unknown = [name for name in inputs if name not in takes]
+    if unknown:
+        raise InvalidRequest(
+            f"a {type(model.pipeline).__name__} takes no {', '.join(unknown)}; open the pipeline that does"
+        )
+
+
+def check_given(model: Model, request: Request, given: Conditioning) -> None:
+    """Raises `ConditioningNotUsable` and `InvalidRequest` unless the run can start from this conditioning."""
+    names = [embedding.tokens.encoder for embedding in given.prompt]
+    # One with an origin is checked against it once the model is patched, since a LoRA changes the encoders.
+    if given.origin is None and names != [encoder.name for encoder in model.encoders]:
+        raise ConditioningNotUsable(
+            f"the conditioning is of the encoders {', '.join(names)}, which this model does not have; encode it again"
+        )
+    if request.prompt and request.prompt != given.text:
+        raise InvalidRequest(
+            f'the conditioning holds the prompt "{given.text}", so leave out the prompt "{request.prompt}"'
+        )
+    stages = {"edit_prompt", "edit_token_embeds"}
+    early = [edit.name for edit in request.edits if stages & set(edit.stages)]
+    if early:
+        raise EditNotSupported(
+            f"{', '.join(early)} acts before the text encoder, and a conditioning is already encoded;"
+            " give the edit when encoding"
+        )
 
 
 def _circumstances(run: Run) -> dict[str, Any]:
     """What the pixels depend on besides the request."""
     model = run.model
-    return {
-        "model": model.name,
-        "fingerprint": model.fingerprint,
-        "family": model.family,
-        "scheduler": type(model.pipeline.scheduler).__name__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "memory_format": model.memory_format,
-        "threads": torch.get_num_threads(),
-        "steps": run.steps,
-        "guidance_scale": run.guidance_scale,
-        "size": list(run.size),
-        "loras": {each.file: lora.digest(each) for each in run.loras},
-        "versions": environment(),
-        "plugins": {edit.name: installed().source(edit.name) for edit in run.edits},
-    }
+    return (
+        {
+            "model": model.name,
+            "fingerprint": model.fingerprint,
+            "family": model.family,
+            "scheduler": type(model.pipeline.scheduler).__name__,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": model.device.type,
+            "memory_format": model.memory_format,
+            "threads": torch.get_num_threads(),
+            "steps": run.steps,
+            "guidance_scale": run.guidance_scale,
+            "size": list(run.size),
+            "loras": {each.file: lora.digest(each) for each in run.loras},
+            "versions": environment(),
+            "plugins": {edit.name: installed().source(edit.name) for edit in run.edits},
+        }
+        | _started_from(run)
+        | ({"inputs": sorted(run.inputs)} if run.inputs else {})
+    )
+
+
+def _started_from(run: Run) -> dict[str, Any]:
+    """The conditioning that stood in for the prompt, so that another file of its name is noticed."""
+    if run.given is None:
+        return {}
+    history = run.given.origin.history if run.given.origin else ()
+    held = {"prompt": run.given.text, "digest": run.given.digest, "history": list(history)}
+    return {"conditioning": held}
 
 
 def denoise(
@@ -124,23 +239,22 @@ def denoise(
 ) -> Iterator[tuple[Image, int]]:
     """Each image with its seed, in the order of the run's seeds."""
     model = run.model
-    width, height = run.size
     for first in range(0, len(run.seeds), batch_size):
         seeds = list(run.seeds[first : first + batch_size])
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        with (
-            torch.no_grad(),
-            model.lock,
-            _quiet(model.pipeline),
-            scheduled(model, conditioning),
-            _attention(run),
-        ):
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(model.lock)
+            stack.enter_context(_quiet(model.pipeline))
+            stack.enter_context(using(model.pipeline, run.scheduler))
+            stack.enter_context(scheduled(model, conditioning))
+            stack.enter_context(_attention(run))
             output = model.pipeline(
                 **model.inputs(conditioning),
+                **_size(model, run),
+                **run.inputs,
                 num_inference_steps=run.steps,
                 guidance_scale=run.guidance_scale,
-                width=width,
-                height=height,
                 num_images_per_prompt=len(seeds),
                 generator=generators if len(seeds) > 1 else generators[0],
                 callback_on_step_end=_follow(run, seeds[0], on_step),
@@ -148,9 +262,16 @@ def denoise(
         yield from zip(output.images, seeds, strict=True)
 
 
+def _size(model: Model, run: Run) -> dict[str, int]:
+    """Image-to-image pipelines take the size of their image."""
+    takes = inspect.signature(type(model.pipeline).__call__).parameters
+    named = {"width": run.size[0], "height": run.size[1]}
+    return {name: side for name, side in named.items() if name in takes}
+
+
 def _attention(run: Run) -> AbstractContextManager[None]:
     """The attention opened, if an edit wants it."""
-    if not run.doing("edit_attention"):
+    if not any(edit.attends(run) for edit in run.doing("edit_attention")):
         return nullcontext()
     model = run.model
 

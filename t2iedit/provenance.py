@@ -1,5 +1,6 @@
 """What made an image, inside the image: A1111's `parameters` for people, the whole request as JSON for repeating."""
 
+import io
 import json
 import os
 import platform
@@ -27,6 +28,7 @@ def image_ready(image: Any, request: Any, report: dict[str, Any]) -> None:
     settings = ("model", "steps", "guidance_scale", "size", "dtype")
     recipe = request.to_json() | {key: run[key] for key in settings if run[key]}
     recipe |= {"seeds": list(request.seeds), "guidance_scale": run["guidance_scale"]}
+    recipe["prompt"] = recipe.get("prompt") or run.get("conditioning", {}).get("prompt", "")
     made_with = {key: value for key, value in run.items() if key not in settings}
     made_with |= {"edits": report["edits"]}
     image.info[RECIPE] = json.dumps(recipe | {"made_with": made_with}, ensure_ascii=False)
@@ -54,6 +56,9 @@ def parameters(recipe: dict[str, Any], run: dict[str, Any]) -> str:
         "Version": f"t2iedit {run['versions'][RECIPE]}",
     }
     edits = ", ".join(_edit_text(edit) for edit in recipe.get("edits", []))
+    if recipe.get("clip_skip"):
+        # A1111 counts the last layer as 1.
+        facts["Clip skip"] = recipe["clip_skip"] + 1
     if edits:
         facts["t2iedit"] = json.dumps(edits, ensure_ascii=False)
     lines = [recipe["prompt"]]
@@ -79,12 +84,27 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return _parse(text, path)
 
 
-def save_image(image: Image.Image, path: Path) -> None:
+def save_image(image: Image.Image, path: str | Path) -> None:
     """Write a PNG with its text chunks, whole or not at all. Raises `OutputNotWritable`."""
+    path, data = Path(path), io.BytesIO()
+    try:
+        image.save(data, format="PNG", pnginfo=png_chunks(image))
+    except OSError as error:
+        raise unwritable(path, error) from error
+    write_whole(path, data.getbuffer())
+
+
+def png_chunks(image: Image.Image) -> PngInfo:
+    """What the image carries as text."""
     chunks = PngInfo()
     for key, value in image.info.items():
         if isinstance(key, str) and isinstance(value, str):
             chunks.add_itxt(key, value)
+    return chunks
+
+
+def write_whole(path: Path, data: bytes | memoryview) -> None:
+    """Write a file under another name and rename it, so that it is whole or absent. Raises `OutputNotWritable`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, unfinished = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
@@ -92,7 +112,7 @@ def save_image(image: Image.Image, path: Path) -> None:
         raise unwritable(path, error) from error
     try:
         with os.fdopen(handle, "wb") as file:
-            image.save(file, format="PNG", pnginfo=chunks)
+            file.write(data)
         os.chmod(unfinished, 0o666 & ~_umask())
         os.replace(unfinished, path)
     except OSError as error:
@@ -116,7 +136,7 @@ def _parse(text: str | None, path: str | Path) -> dict[str, Any]:
         recipe = json.loads(text)
     except ValueError as error:
         raise RecipeNotUsable(f'the recipe in "{path}" is not valid JSON ({error})') from error
-    if not isinstance(recipe, dict) or not isinstance(recipe.get("prompt"), str):
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("prompt", ""), str):
         raise RecipeNotUsable(f'the recipe in "{path}" has no prompt')
     return recipe
 

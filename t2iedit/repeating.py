@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 
+from t2iedit.conditioning import Conditioning
 from t2iedit.errors import RecipeNotUsable, UserError
 from t2iedit.lora import digest
 from t2iedit.model import Model
 from t2iedit.plugins import installed
 from t2iedit.provenance import environment, read_recipe
 from t2iedit.request import Request
+from t2iedit.schedulers import using
 
 
 def recorded(path: str | Path) -> tuple[Request, dict[str, Any]]:
@@ -21,16 +23,23 @@ def recorded(path: str | Path) -> tuple[Request, dict[str, Any]]:
         raise RecipeNotUsable(f'the recipe in "{path}" is damaged: made_with is no object')
     _refuse_missing(recipe, made_with, path)
     try:
-        return Request.from_json(recipe), made_with
+        request = Request.from_json(recipe)
+        _refuse_other_conditioning(request, made_with)
+        if made_with.get("inputs"):
+            raise RecipeNotUsable(
+                f"it needs its {', '.join(map(str, made_with['inputs']))} again, which only Python can give:"
+                " t2iedit.generate(model, request, ...)"
+            )
     except UserError as error:
         raise RecipeNotUsable(f'the recipe in "{path}" cannot be repeated: {error}') from error
+    return request, made_with
 
 
 def differences(model: Model, request: Request, made_with: dict[str, Any]) -> list[str]:
     """Sentences on what is not as it was, so that the image may come out otherwise."""
     now = {
         "weights": model.fingerprint,
-        "scheduler": type(model.pipeline.scheduler).__name__,
+        "scheduler": _scheduler(model, request),
         "device": model.device.type,
         "memory format": model.memory_format,
         "number of threads": torch.get_num_threads(),
@@ -49,6 +58,25 @@ def differences(model: Model, request: Request, made_with: dict[str, Any]) -> li
         for name, value in now.items()
         if then.get(name) not in (None, value)
     ]
+
+
+def _scheduler(model: Model, request: Request) -> str:
+    with using(model.pipeline, request.scheduler):
+        return type(model.pipeline.scheduler).__name__
+
+
+def _refuse_other_conditioning(request: Request, made_with: dict[str, Any]) -> None:
+    held = made_with.get("conditioning")
+    if not isinstance(held, dict):
+        return
+    if request.conditioning is None:
+        raise RecipeNotUsable(
+            "it began from a conditioning that was never a file; save it and give it to generate again"
+        )
+    if Conditioning.load(request.conditioning).digest != held.get("digest"):
+        raise RecipeNotUsable(
+            f'"{request.conditioning}" is not the conditioning it was made from; put that one back'
+        )
 
 
 def _refuse_missing(recipe: dict[str, Any], made_with: dict[str, Any], path: str | Path) -> None:

@@ -1,5 +1,6 @@
 """One generation as data: what was asked, as Python and as JSON, and what came of it."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +19,22 @@ from t2iedit.edit import Edit
 from t2iedit.errors import InvalidRequest, UserError
 from t2iedit.lora import Lora
 from t2iedit.plugins import installed
+from t2iedit.weighting import check as check_syntax
 
 MAX_SEED = 2**63 - 1
+MAX_IMAGES = 100_000
 
 
 class Request(BaseModel):
     """A prompt, its edits and how to run them; None means the model's own default.
 
-    `seeds` makes one image each; `seed=n` means `seeds=[n]`. `size` is (width, height) in pixels.
+    `seeds` makes one image each; `seed=n` means `seeds=[n]`. `size` is (width, height) in pixels. `conditioning` is a
+    file that `t2iedit encode` wrote: the run starts from it, and the prompt is left out or the same. `scheduler` is one
+    of diffusers' by class or short name (euler_a, dpmpp_2m_karras), and `clip_skip` the CLIP layers to leave out.
+
+    `syntax` is how prompts are read: "plain", "windows" (long ones in several windows, BREAK begins one), "a1111" or
+    "compel", and `weights` what a weight means: "a1111", "a1111_no_norm" or "compel". `prompts` and `negatives` give
+    single encoders, by name, a text of their own.
     """
 
     model_config = ConfigDict(
@@ -40,10 +49,17 @@ class Request(BaseModel):
     guidance_scale: float | None = Field(None, ge=0, le=100)
     size: tuple[int, int] | None = None
     dtype: str | None = None
+    scheduler: str | None = None
+    clip_skip: int | None = Field(None, ge=0, le=100)
+    conditioning: str | None = None
+    syntax: str = "plain"
+    weights: str | None = None
+    prompts: dict[str, str] = {}
+    negatives: dict[str, str] = {}
     loras: tuple[Lora, ...] = ()
     edits: tuple[Edit, ...] = ()
 
-    def __init__(self, prompt: str, **values: Any) -> None:
+    def __init__(self, prompt: str = "", **values: Any) -> None:
         """Raises `InvalidRequest`, and what the edits raise for their options."""
         try:
             super().__init__(prompt=prompt, **values)
@@ -56,8 +72,11 @@ class Request(BaseModel):
     @classmethod
     def from_json(cls, data: Any) -> "Request":
         """The request that `to_json` wrote. Raises `InvalidRequest`."""
-        if not isinstance(data, dict) or not isinstance(data.get("prompt"), str):
-            raise InvalidRequest('a request is a JSON object with at least a "prompt"')
+        named = isinstance(data, dict) and (data.get("prompt"), data.get("conditioning"))
+        if not named or not any(isinstance(name, str) for name in named):
+            raise InvalidRequest(
+                'a request is a JSON object with at least a "prompt" or a "conditioning"'
+            )
         return cls(**data)
 
     def to_json(self) -> dict[str, Any]:
@@ -89,6 +108,11 @@ class Request(BaseModel):
         if any(not 0 <= seed <= MAX_SEED for seed in seeds):
             raise ValueError(f"a seed is a whole number from 0 to {MAX_SEED}")
         return seeds
+
+    @model_validator(mode="after")
+    def _syntax_known(self) -> "Request":
+        check_syntax(self.syntax, self.weights)
+        return self
 
     @field_validator("loras", mode="before")
     @classmethod
@@ -144,3 +168,33 @@ class Result:
     def image(self) -> Image:
         """The first image."""
         return self.images[0]
+
+
+def parse_seeds(text: str, name: str) -> tuple[int, ...]:
+    """`7`, `0..7` (inclusive) or `1,5,9`; `name` is what to call them in a complaint. Raises `InvalidRequest`."""
+    found = re.fullmatch(r"(\d+)\.\.(\d+)", text.strip())
+    if found is None:
+        return tuple(whole(part, name) for part in text.split(","))
+    first, last = int(found[1]), int(found[2])
+    if last < first:
+        raise InvalidRequest(f"{name} {text} is empty; write the smaller seed first")
+    if last - first >= MAX_IMAGES:
+        raise InvalidRequest(f"{name} {text} asks for more than {MAX_IMAGES} images at once")
+    return tuple(range(first, last + 1))
+
+
+def parse_size(text: str, name: str) -> tuple[int, int]:
+    """`640x480` as (640, 480). Raises `InvalidRequest`."""
+    found = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text.strip().lower())
+    if found is None:
+        raise InvalidRequest(f"{name} {text}: write width x height in pixels, like 512x512")
+    return int(found[1]), int(found[2])
+
+
+def whole(text: str, name: str) -> int:
+    """A seed as it is typed. Raises `InvalidRequest`."""
+    if not re.fullmatch(r"\d{1,19}", text.strip()):
+        raise InvalidRequest(
+            f"{name} {text}: a seed is a whole number, a range 0..7 or a list 1,5,9"
+        )
+    return int(text)

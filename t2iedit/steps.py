@@ -1,10 +1,12 @@
 """Conditionings that change while the denoiser works."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from t2iedit.clock import Clock
 from t2iedit.conditioning import Conditioning
@@ -20,8 +22,10 @@ def scheduled(model: Model, conditioning: Conditioning) -> Iterator[None]:
     clock = Clock(model.pipeline.scheduler)
 
     def tell(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-        fraction = clock.fraction(kwargs["timestep"] if "timestep" in kwargs else args[1])
-        told = model.denoiser_inputs(conditioning.at(fraction), batch=args[0].shape[0])
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        sample = args[0] if args else kwargs["hidden_states"]
+        fraction = clock.fraction(timestep * model.timesteps)
+        told = model.denoiser_inputs(conditioning.at(fraction), batch=sample.shape[0])
         added = (kwargs.get("added_cond_kwargs") or {}) | told.pop("added_cond_kwargs", {})
         return args, kwargs | told | ({"added_cond_kwargs": added} if added else {})
 
@@ -30,3 +34,52 @@ def scheduled(model: Model, conditioning: Conditioning) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def telling(conditioning: Conditioning) -> dict[str, Any]:
+    """The `callback_on_step_end` that tells a plain pipeline what changes, as arguments of its call; none if nothing.
+
+    Pipelines keep both guidance halves joined in `prompt_embeds`, and call the pooled vectors by different names.
+    """
+    if not conditioning.changes:
+        return {}
+    family = conditioning.origin.family if conditioning.origin else ""
+    pooled = {"sdxl": "add_text_embeds", "sd3": "pooled_prompt_embeds"}.get(family)
+    names = {"prompt_embeds": "prompt_embeds"} | (
+        {"pooled_prompt_embeds": pooled} if pooled else {}
+    )
+    return {
+        "callback_on_step_end": _teller(conditioning, names),
+        "callback_on_step_end_tensor_inputs": ["latents", *names.values()],
+    }
+
+
+def _teller(conditioning: Conditioning, names: dict[str, str]) -> Callable[..., dict[str, Any]]:
+    clock: Clock | None = None
+    first = 0
+
+    def tell(pipeline: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        nonlocal clock, first
+        timesteps = [float(t) for t in pipeline.scheduler.timesteps]
+        if index == 0 or clock is None:
+            clock, first = Clock(pipeline.scheduler), timesteps.index(float(timestep))
+            clock.fraction(timestep)
+        following = first + index + 1
+        if following < len(timesteps):
+            fraction = clock.fraction(timesteps[following])
+            told = replace(conditioning.at(fraction), origin=conditioning.origin).joined()
+            guided = bool(getattr(pipeline, "do_classifier_free_guidance", False))
+            for name, called in names.items():
+                values[called] = _like(told, name, values[called], guided=guided)
+        return values
+
+    return tell
+
+
+def _like(told: dict[str, Tensor], name: str, before: Tensor, *, guided: bool) -> Tensor:
+    """The value for a batch like the one before; the negative half of a guided one stands first."""
+    halves = list(before.chunk(2)) if guided else [before]
+    if guided and f"negative_{name}" in told:
+        halves[0] = told[f"negative_{name}"].to(before).expand_as(halves[0])
+    halves[-1] = told[name].to(before).expand_as(halves[-1])
+    return torch.cat(halves)

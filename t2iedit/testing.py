@@ -27,7 +27,7 @@ STEPS = 3
 
 
 def tiny_model(family: str = "sd1", *, seed: int = 0) -> Model:
-    """An untrained model of a family: `sd1`, `sd2` or `sdxl`."""
+    """An untrained model of a family: `sd1`, `sd2`, `sdxl`, `sd3` or `flux`."""
     return open_model(tiny_pipeline(family, seed=seed))
 
 
@@ -172,7 +172,7 @@ def _state(model: Model) -> dict[str, Any]:
         "hooks": sum(
             len(p._forward_hooks) + len(p._forward_pre_hooks) for m in modules for p in m.modules()
         ),
-        "attention": [type(p).__name__ for p in model.pipeline.unet.attn_processors.values()],
+        "attention": [type(p).__name__ for p in model.denoiser.attn_processors.values()],
     }
 
 

@@ -14,9 +14,12 @@ import pytest
 from PIL import Image
 
 import t2iedit.cli
-from t2iedit.cli.arguments import parse_edit, parse_seeds, parse_size
+from t2iedit.cli.arguments import parse_edit
 from t2iedit.provenance import read_recipe
+from t2iedit.request import parse_seeds, parse_size
 from t2iedit.tiny import tiny_pipeline
+
+MODELLED = ("generate", "compare", "encode")
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +37,7 @@ def cli(tmp_path, monkeypatch, capsys, tiny):
 
     def run(*arguments, model=tiny):
         command, *rest = map(str, arguments)
-        where = ["-m", model] if model and command in ("generate", "compare") else []
+        where = ["-m", model] if model and command in MODELLED else []
         try:
             code = t2iedit.cli.main([command, *where, *rest])
         except SystemExit as stop:
@@ -168,6 +171,43 @@ def test_from_says_what_differs(cli, tmp_path):
     assert code == 0 and "the recorded weights was" in err
 
 
+def test_what_encode_wrote_paints_what_the_prompt_paints(cli):
+    edit = ["-e", "decor", "undesired=fog", "start=0.4"]
+    code, out, err = cli(
+        "encode", "a red cat", *edit, "--negative", "dog", "-o", "new/c.safetensors"
+    )
+    assert (code, out.strip(), err) == (0, "new/c.safetensors", "")
+    assert (
+        cli("generate", "--conditioning", "new/c.safetensors", "--seed", 3)[1].strip() == "c-3.png"
+    )
+    cli("generate", "a red cat", *edit, "--negative", "dog", "--seed", 3, "-o", "plain.png")
+    assert np.array_equal(pixels("c-3.png"), pixels("plain.png"))
+
+
+def test_encode_edits_on_top_of_a_file_and_says_what_it_holds(cli):
+    cli("encode", "a red cat", "-o", "c.safetensors")
+    code, out, _ = cli(
+        "encode", "--conditioning", "c.safetensors", "--json", "-e", "decor", "undesired=fog", "-o", "d.safetensors",
+    )  # fmt: skip
+    made = json.loads(out)
+    assert code == 0 and made["encoders"] == {"clip": [77, 32]} and made["negative"]
+    assert made["report"]["edits"][0]["change"]["clip"] > 0
+
+
+def test_from_repeats_a_run_that_began_from_a_file(cli):
+    cli("encode", "a red cat", "-o", "c.safetensors")
+    cli("generate", "--conditioning", "c.safetensors", "-o", "x.png")
+    assert read_recipe("x.png")["prompt"] == "a red cat"
+    assert cli("generate", "--from", "x.png", "-o", "y.png", model=None)[0] == 0
+    assert np.array_equal(pixels("x.png"), pixels("y.png"))
+    cli("encode", "a blue dog", "-o", "c.safetensors")
+    code, _, err = cli("generate", "--from", "x.png", "-o", "z.png", model=None)
+    assert code == 2 and "is not the conditioning it was made from" in err
+    Path("c.safetensors").unlink()
+    code, _, err = cli("generate", "--from", "x.png", "-o", "z.png", model=None)
+    assert code == 2 and 'there is no conditioning "c.safetensors"' in err
+
+
 def test_compare_draws_every_column(cli):
     code, out, _ = cli(
         "compare", "a red cat", "--seeds", "0..1", "--json",
@@ -231,10 +271,10 @@ def test_json_array_keeps_commas():
 
 
 def test_seeds_and_sizes_are_parsed():
-    assert parse_seeds("7", None) == (7,)
-    assert parse_seeds(None, "0..3") == (0, 1, 2, 3)
-    assert parse_seeds(None, "5,1") == (5, 1)
-    assert parse_size("640x480") == (640, 480)
+    assert parse_seeds("7", "--seeds") == (7,)
+    assert parse_seeds("0..3", "--seeds") == (0, 1, 2, 3)
+    assert parse_seeds("5,1", "--seeds") == (5, 1)
+    assert parse_size("640x480", "--size") == (640, 480)
 
 
 # What a user gets wrong: one sentence, exit code 2, nothing left behind.
@@ -281,6 +321,9 @@ WRONG = {
     ),
     "empty sweep": (["compare", "a-cat", "-e", "decor", "undesired=fog", "alpha=1..0"], "is empty"),
     "nothing to compare": (["compare", "a cat"], "at least one edit"),
+    "encode nothing": (["encode", "-o", "c.safetensors"], "a prompt is needed"),
+    "encode into a picture": (["encode", "a cat", "-o", "c.png"], "is not a .safetensors name"),
+    "no conditioning": (["generate", "--conditioning", "c.safetensors"], "there is no conditioning"),
     "edits of an unknown name": (["edits", "nope"], 'no installed plugin has the edit "nope"'),
 }  # fmt: skip
 
@@ -307,11 +350,7 @@ def test_foreign_image_is_one_sentence_and_exit_code_2(cli):
 @pytest.mark.parametrize("case", WRONG)
 def test_mistake_gives_one_sentence_and_exit_code_2(cli, tiny, case):
     arguments, sentence = WRONG[case]
-    bring = (
-        arguments[0] in ("generate", "compare")
-        and "-m" not in arguments
-        and "--from" not in arguments
-    )
+    bring = arguments[0] in MODELLED and "-m" not in arguments and "--from" not in arguments
     code, out, err = cli(*arguments, model=tiny if bring else None)
     assert (code, out) == (2, "")
     assert err.startswith("t2iedit: ") and err.count("\n") == 1 and "Traceback" not in err

@@ -106,6 +106,9 @@ class T2IZero(t2iedit.Edit):
         )
         return embedding.with_hidden(hidden)
 
+    def attends(self, run: Run) -> bool:
+        return self.options.suppression > 0
+
     def opens(self, site: Site, run: Run) -> bool:
         large = math.sqrt(site.height * site.width) >= self.options.smallest_map
         return (

@@ -10,6 +10,8 @@ from t2iedit.cli.terminal import silence_libraries
 
 COMMANDS = {
     "generate": "make images from a prompt and its edits",
+    "encode": "encode a prompt and its edits into a file, for generate --conditioning",
+    "batch": "many requests from a file into a folder, resumable",
     "compare": "one prompt without, with each and with all edits, as a labelled grid",
     "edits": "list the installed edits, or one edit's options",
     "plugins": "list the installed plugins, failed ones included",

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 import types
 import typing
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,31 @@ if TYPE_CHECKING:
     from t2iedit.edit import Edit
     from t2iedit.sweeps import Sweep
 
-MAX_IMAGES = 100_000
 
-
-def add_request_arguments(parser: argparse.ArgumentParser, *, prompt_optional: bool) -> None:
+def add_request_arguments(parser: argparse.ArgumentParser, *, prompt_optional: bool | None) -> None:
+    """`prompt_optional` None means that there is none."""
+    add_text_arguments(parser, prompt_optional=prompt_optional)
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", metavar="N", help="default 0")
+    seeds.add_argument("--seeds", metavar="A..B", help="one image each; B is included")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps")
     parser.add_argument(
-        "prompt", nargs="?" if prompt_optional else None, help="before the first -e, or after --"
+        "--scheduler", metavar="NAME", help="euler_a, dpmpp_2m_karras, ... or a class of diffusers"
     )
+    parser.add_argument("--size", metavar="WxH", help="in pixels")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="images per denoiser call"
+    )
+
+
+def add_text_arguments(parser: argparse.ArgumentParser, *, prompt_optional: bool | None) -> None:
+    """What decides what the denoiser is told."""
+    if prompt_optional is not None:
+        parser.add_argument(
+            "prompt",
+            nargs="?" if prompt_optional else None,
+            help="before the first -e, or after --",
+        )
     parser.add_argument(
         "-m", "--model", help='a diffusers folder or hub id; default "shapes", which is bundled'
     )
@@ -34,6 +51,12 @@ def add_request_arguments(parser: argparse.ArgumentParser, *, prompt_optional: b
         metavar=("NAME", "KEY=VALUE"),
         help="an edit and its options; repeatable, applied in order",
     )
+    if prompt_optional:
+        parser.add_argument(
+            "--conditioning",
+            metavar="FILE",
+            help="start from what t2iedit encode wrote; edits come on top",
+        )
     parser.add_argument(
         "--lora",
         action="append",
@@ -42,31 +65,53 @@ def add_request_arguments(parser: argparse.ArgumentParser, *, prompt_optional: b
         metavar="FILE[:SCALE]",
         help="a LoRA of diffusers or kohya; repeatable",
     )
-    seeds = parser.add_mutually_exclusive_group()
-    seeds.add_argument("--seed", metavar="N", help="default 0")
-    seeds.add_argument("--seeds", metavar="A..B", help="one image each; B is included")
-    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps")
     parser.add_argument("--guidance", type=float, metavar="G", help="guidance scale")
-    parser.add_argument("--size", metavar="WxH", help="in pixels")
+    parser.add_argument(
+        "--syntax",
+        metavar="SYNTAX",
+        help="how prompts are read: plain, windows, a1111 or compel",
+    )
+    parser.add_argument(
+        "--weights", metavar="READING", help="what a weight means: a1111, a1111_no_norm or compel"
+    )
+    for flag, what in (("--prompt-for", "prompt"), ("--negative-for", "negative prompt")):
+        parser.add_argument(
+            flag,
+            action="append",
+            default=[],
+            metavar="ENCODER=TEXT",
+            help=f"a {what} of its own for one encoder, clip_g for instance",
+        )
+    parser.add_argument("--clip-skip", type=int, metavar="N", help="CLIP layers to leave out")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16")
     parser.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="images per denoiser call"
+        "--offload",
+        choices=("model", "sequential"),
+        help="keep weights off the GPU while they are not needed",
     )
 
 
 def request_values(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments as `Request` takes them, without those left out."""
-    if args.batch_size < 1:
+    if getattr(args, "batch_size", 1) < 1:
         raise InvalidRequest(f"--batch-size {args.batch_size}: at least 1 image per call is needed")
+    typed = vars(args)
     values = {
-        "prompt": args.prompt,
+        "prompt": typed.get("prompt"),
         "negative": args.negative,
         "model": args.model,
-        "seeds": parse_seeds(args.seed, args.seeds),
-        "steps": args.steps,
+        "conditioning": typed.get("conditioning"),
+        "syntax": args.syntax,
+        "weights": args.weights,
+        "prompts": _by_encoder(args.prompt_for, "--prompt-for"),
+        "negatives": _by_encoder(args.negative_for, "--negative-for"),
+        "scheduler": typed.get("scheduler"),
+        "clip_skip": args.clip_skip,
+        "seeds": _seeds(typed),
+        "steps": typed.get("steps"),
         "guidance_scale": args.guidance,
-        "size": parse_size(args.size),
+        "size": _size(typed),
         "dtype": args.dtype,
         "loras": args.loras or None,
         "edits": [parse_edit(words) for words in args.edits] or None,
@@ -74,31 +119,27 @@ def request_values(args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def parse_seeds(seed: str | None, seeds: str | None) -> tuple[int, ...] | None:
-    """`7`, `0..7` (inclusive) or `1,5,9`."""
-    if seed is not None:
-        return (_whole(seed, "--seed"),)
-    if seeds is None:
-        return None
-    found = re.fullmatch(r"(\d+)\.\.(\d+)", seeds.strip())
-    if found is None:
-        return tuple(_whole(part, "--seeds") for part in seeds.split(","))
-    first, last = int(found[1]), int(found[2])
-    if last < first:
-        raise InvalidRequest(f"--seeds {seeds} is empty; write the smaller seed first")
-    if last - first >= MAX_IMAGES:
-        raise InvalidRequest(f"--seeds {seeds} asks for more than {MAX_IMAGES} images at once")
-    return tuple(range(first, last + 1))
+def _by_encoder(words: list[str], flag: str) -> dict[str, str] | None:
+    """`clip_g=a cat` as {"clip_g": "a cat"}."""
+    pairs = [word.partition("=") for word in words]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise InvalidRequest(f'{flag} {name}: write ENCODER=TEXT, like {flag} clip_g="a cat"')
+    return {name: text for name, _, text in pairs} or None
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """`640x480` as (640, 480)."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text.strip().lower())
-    if found is None:
-        raise InvalidRequest(f"--size {text}: write width x height in pixels, like 512x512")
-    return int(found[1]), int(found[2])
+def _seeds(typed: dict[str, Any]) -> tuple[int, ...] | None:
+    from t2iedit.request import parse_seeds, whole
+
+    if typed.get("seed") is not None:
+        return (whole(typed["seed"], "--seed"),)
+    return None if typed.get("seeds") is None else parse_seeds(typed["seeds"], "--seeds")
+
+
+def _size(typed: dict[str, Any]) -> tuple[int, int] | None:
+    from t2iedit.request import parse_size
+
+    return None if typed.get("size") is None else parse_size(typed["size"], "--size")
 
 
 def parse_edit(words: list[str]) -> "Edit":
@@ -171,11 +212,3 @@ def _is_list(annotation: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_is_list(option) for option in typing.get_args(annotation))
     return origin in (list, tuple)
-
-
-def _whole(text: str, flag: str) -> int:
-    if not re.fullmatch(r"\d{1,19}", text.strip()):
-        raise InvalidRequest(
-            f"{flag} {text}: a seed is a whole number, a range 0..7 or a list 1,5,9"
-        )
-    return int(text)

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidRequest("compare needs at least one edit: -e NAME KEY=VALUE ...")
     grid = swept(request, sweeps) if sweeps else compared(request)
     (path,) = image_paths(args.output, request.prompt, request.seeds[:1])
-    model = open_model(request.model, device=args.device, dtype=request.dtype)
+    model = open_model(request.model, device=args.device, dtype=request.dtype, offload=args.offload)
     results = _generate(model, grid, args.batch_size)
     cells = [images for row in results for images in _by_seed(row)]
     rows = grid.rows or [f"seed {seed}" for seed in request.seeds]

@@ -29,8 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     silence_libraries()
     request, made_with = _asked(args)
-    paths = image_paths(args.output, request.prompt, request.seeds)
-    model = _open(request, args.device, made_with)
+    name = request.prompt or Path(request.conditioning or "").stem
+    paths = image_paths(args.output, name, request.seeds)
+    model = _open(request, args, made_with)
     if made_with:
         from t2iedit.repeating import differences
 
@@ -50,9 +51,9 @@ def _asked(args: argparse.Namespace) -> "tuple[Request, dict[str, Any]]":
 
     values = request_values(args)
     if args.source is None:
-        if args.prompt is None:
+        if args.prompt is None and args.conditioning is None:
             raise InvalidRequest(
-                "a prompt is needed, or --from IMAGE.png; see t2iedit generate --help"
+                "a prompt is needed, or --conditioning FILE, or --from IMAGE.png; see t2iedit generate --help"
             )
         return Request(**values), {}
     if set(values) - {"model"}:
@@ -64,12 +65,13 @@ def _asked(args: argparse.Namespace) -> "tuple[Request, dict[str, Any]]":
     return request.model_copy(update=values), made_with
 
 
-def _open(request: "Request", device: str | None, made_with: dict[str, Any]) -> "Model":
+def _open(request: "Request", args: argparse.Namespace, made_with: dict[str, Any]) -> "Model":
     from t2iedit.opening import open_model
 
     return open_model(
         request.model,
-        device=device,
+        device=args.device,
+        offload=args.offload,
         dtype=request.dtype,
         memory_format=made_with.get("memory_format"),
     )

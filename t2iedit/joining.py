@@ -1,0 +1,45 @@
+"""How the embeddings of a family's encoders become the arguments of its diffusers pipeline."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from t2iedit.text import TextEmbedding
+
+Join = Callable[[Sequence[TextEmbedding]], dict[str, Tensor]]
+"""One prompt's embeddings, in the encoders' order, to `prompt_embeds` and its kin, without a batch axis."""
+
+
+def sd(embeddings: Sequence[TextEmbedding]) -> dict[str, Tensor]:
+    """SD 1.x and 2.x: the one encoder's rows as they are."""
+    return {"prompt_embeds": embeddings[0].hidden}
+
+
+def sdxl(embeddings: Sequence[TextEmbedding]) -> dict[str, Tensor]:
+    """SDXL: both encoders joined on features, and the second one's pooled vector."""
+    pooled = embeddings[1].pooled
+    assert pooled is not None
+    hidden = torch.cat([embedding.hidden for embedding in embeddings], dim=-1)
+    return {"prompt_embeds": hidden, "pooled_prompt_embeds": pooled}
+
+
+def sd3(embeddings: Sequence[TextEmbedding]) -> dict[str, Tensor]:
+    """SD3: both CLIPs joined on features and padded to T5's width, T5 after them on the text axis, both pooled vectors."""
+    first, second, t5 = embeddings
+    assert first.pooled is not None and second.pooled is not None
+    clip = torch.cat([first.hidden, second.hidden], dim=-1)
+    clip = torch.nn.functional.pad(clip, (0, t5.hidden.shape[-1] - clip.shape[-1]))
+    pooled = torch.cat([first.pooled, second.pooled], dim=-1)
+    return {"prompt_embeds": torch.cat([clip, t5.hidden]), "pooled_prompt_embeds": pooled}
+
+
+def flux(embeddings: Sequence[TextEmbedding]) -> dict[str, Tensor]:
+    """FLUX: T5's rows, and CLIP's pooled vector alone."""
+    clip, t5 = embeddings
+    assert clip.pooled is not None
+    return {"prompt_embeds": t5.hidden, "pooled_prompt_embeds": clip.pooled}
+
+
+JOINS: dict[str, Join] = {"sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux}
+"""By the name of the family."""
