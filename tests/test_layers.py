@@ -29,6 +29,7 @@ LAYERS = [
     "opening",
     "tiny",
     "testing",
+    "controls",
     "plots",
     "sweeps",
     "repeating",
