@@ -12,6 +12,7 @@ import gradio as gr
 from examples import examples
 from form import Form
 from hosting import Host, Limits, Models, listed_files
+from inspecting import InspectTab
 from pictures import MODEL, QUIET, PictureTab, Stops, request_in
 from sweeping import SweepTab
 from telling import told
@@ -53,6 +54,8 @@ def page(host: Host) -> gr.Blocks:
             with gr.Column(scale=3, min_width=320), gr.Tabs():
                 with gr.Tab("Picture"):
                     PictureTab(host, form, stops)
+                with gr.Tab("Inspect"):
+                    InspectTab(host, form, stops)
                 with gr.Tab("Sweep"):
                     SweepTab(host, form, stops)
 

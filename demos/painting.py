@@ -15,8 +15,8 @@ EVERY = 0.4
 """Seconds between previews."""
 
 
-class Stopped(Exception):
-    """The visitor does not want it any more."""
+class Stopped(BaseException):
+    """The visitor does not want it any more; like asyncio's cancellation, no failure that anything should catch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from t2iedit import locate
 from t2iedit.errors import SpanNotFound
 
 LINKING = frozenset(
-    "a an the and or of on in at to with without for by from is are very its his her".split()
-)
+    ("a", "an", "the", "and", "or", "of", "on", "in", "at", "to", "with", "without", "for", "by",
+     "from", "is", "are", "very", "its", "his", "her")
+)  # fmt: skip
 LONGEST = 3
 """Words of a phrase that is offered; any phrase is kept that a recipe brings."""
 

@@ -30,9 +30,9 @@ class Control:
     many: bool = False
     optional: bool = False
     whole: bool = False
-    low: float | None = None
-    high: float | None = None
-    step: float | None = None
+    low: int | float | None = None
+    high: int | float | None = None
+    step: int | float | None = None
     choices: tuple[Any, ...] = ()
 
 
@@ -99,7 +99,7 @@ def _kind(value: dict[str, Any], field: dict[str, Any]) -> ControlKind:
     return {"boolean": "switch", "string": "text"}.get(value.get("type", ""), "json")  # type: ignore[return-value]
 
 
-def _bounds(value: dict[str, Any]) -> dict[str, float | None]:
+def _bounds(value: dict[str, Any]) -> dict[str, int | float | None]:
     """Inclusive ends; an end that is itself not allowed moves in by one step."""
     low, high = _end(value, "minimum"), _end(value, "maximum")
     whole = value.get("type") == "integer"
@@ -111,5 +111,5 @@ def _bounds(value: dict[str, Any]) -> dict[str, float | None]:
     return {"low": low, "high": high, "step": step}
 
 
-def _end(value: dict[str, Any], name: str) -> float | None:
+def _end(value: dict[str, Any], name: str) -> int | float | None:
     return value.get(name, value.get(f"exclusive{name.capitalize()}"))

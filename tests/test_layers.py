@@ -31,6 +31,8 @@ LAYERS = [
     "testing",
     "controls",
     "plots",
+    "inspection",
+    "charts",
     "sweeps",
     "repeating",
     "cli",

@@ -9,6 +9,7 @@ from typing import NoReturn
 COMMANDS = {
     "generate": "make images from a prompt and its edits",
     "compare": "one prompt without, with each and with all edits, as a labelled grid",
+    "inspect": "what the edits do to a prompt: tokens, norms, similarities",
     "edits": "list the installed edits, or one edit's options",
     "plugins": "list the installed plugins, failed ones included",
     "doctor": "say what this machine has and what that means",
