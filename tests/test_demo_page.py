@@ -12,11 +12,6 @@ import pytest
 
 pytest.importorskip("gradio")
 sys.path.insert(0, str(Path(__file__).parent.parent / "demos"))
-pytestmark = [
-    pytest.mark.slow,
-    # gradio, and what it stands on, leave sockets to the collector and use what is to go.
-    pytest.mark.filterwarnings("default"),
-]
 
 import app
 from gradio_client import Client
@@ -24,6 +19,11 @@ from gradio_client import Client
 from t2iedit import Request, generate, open_model
 from t2iedit.tiny import tiny_pipeline
 
+pytestmark = [
+    pytest.mark.slow,
+    # gradio, and what it stands on, leave sockets to the collector and use what is to go.
+    pytest.mark.filterwarnings("default"),
+]
 CHROMIUM = shutil.which("chromium")
 PATIENCE = 120_000
 """Milliseconds that a busy machine is given."""
