@@ -82,7 +82,7 @@ class InspectTab:
             chips = "".join(_chips(facts) for facts in found.encoders)
             return chips, told_report(found.report), inspection_chart(found)
 
-    def look(self, word: str | None, *values: Any, visitor: gr.Request) -> Iterator[Any]:
+    def look(self, visitor: gr.Request, word: str | None, *values: Any) -> Iterator[Any]:
         """The picture, and it with the heat over it."""
         stop = self.stops.begin(visitor)
         try:

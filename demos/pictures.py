@@ -98,7 +98,7 @@ class PictureTab:
             )
         self.cancel.click(self.stops.cancel, None, None, **QUIET)
 
-    def run(self, kept: list[Any], *values: Any, visitor: gr.Request) -> Iterator[tuple[Any, ...]]:
+    def run(self, visitor: gr.Request, kept: list[Any], *values: Any) -> Iterator[tuple[Any, ...]]:
         """Both pictures, with news on the way."""
         stop = self.stops.begin(visitor)
         try:

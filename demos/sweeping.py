@@ -66,7 +66,7 @@ class SweepTab:
         )
         cancel.click(stops.cancel, None, None, **QUIET)
 
-    def run(self, *values: Any, visitor: gr.Request) -> Iterator[tuple[Any, ...]]:
+    def run(self, visitor: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         """The grid and its cells, with news on the way."""
         stop = self.stops.begin(visitor)
         try:
