@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 
-.PHONY: image setup check format test test-slow template docs shapes clean
+.PHONY: image demo setup check format test test-slow template docs shapes clean
 
 image: $(SETUP)  ## an edited picture and its comparison, with the bundled model
 	$(BIN)/t2iedit generate "a red circle and a blue square on a white background" \
 	    -e decor undesired="a red circle" --seed 3 -o out/edited.png
 	$(BIN)/t2iedit compare "a red circle and a blue square on a white background" \
 	    -e decor undesired="a red circle" --seeds 0..3 -o out/comparison.png
+
+demo: $(SETUP)  ## the page on http://127.0.0.1:7860; DEMO="-m FOLDER" for another model
+	$(BIN)/python demos/app.py $(DEMO)
 
 setup: $(SETUP)
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "encode": "encode a prompt and its edits into a file, for generate --conditioning",
     "batch": "many requests from a file into a folder, resumable",
     "compare": "one prompt without, with each and with all edits, as a labelled grid",
+    "inspect": "what the edits do to a prompt: tokens, norms, similarities",
     "edits": "list the installed edits, or one edit's options",
     "plugins": "list the installed plugins, failed ones included",
     "doctor": "say what this machine has and what that means",

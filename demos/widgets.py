@@ -1,0 +1,83 @@
+"""A control description as a Gradio widget, and values on their way between the two."""
+
+import json
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from t2iedit.controls import Control
+from t2iedit.errors import InvalidOptions
+
+UNSET = object()
+"""What a widget holds that was left empty: the option keeps its default."""
+
+
+def widget(control: Control, words: list[str]) -> Component:
+    """The component that sets the option, with its description as help; `words` are what phrases are picked from."""
+    shared: dict[str, Any] = {"label": _label(control), "info": control.description}
+    start = shown(control, control.default)
+    if control.kind == "switch":
+        return gr.Checkbox(value=bool(start), **shared)
+    if control.kind == "phrase":
+        choose = gr.CheckboxGroup if control.many else gr.Dropdown
+        return choose(choices=words, value=start, **shared)
+    if control.kind == "choice":
+        choices = [("(default)", None), *control.choices] if control.optional else control.choices
+        return gr.Dropdown(
+            choices=list(choices), value=start, multiselect=control.many or None, **shared
+        )
+    if control.kind == "file":
+        count = "multiple" if control.many else "single"
+        return gr.File(
+            file_types=[".safetensors"],
+            file_count=count,
+            label=f"{shared['label']}: {shared['info']}",
+        )
+    if control.kind == "slider" and not (control.many or control.optional):
+        return gr.Slider(control.low, control.high, value=start, step=control.step, **shared)  # type: ignore[arg-type]
+    if control.kind in ("slider", "number") and not control.many:
+        return gr.Number(value=start, precision=0 if control.whole else None, **shared)
+    lines = 2 if control.many and control.kind in ("prompt", "text") else 1
+    placeholder = "one a line" if lines > 1 else None
+    return gr.Textbox(value=start, lines=lines, placeholder=placeholder, **shared)
+
+
+def shown(control: Control, value: Any) -> Any:
+    """An option's value as its widget holds it."""
+    if control.many and control.kind not in ("phrase", "choice", "file"):
+        mark = "\n" if control.kind in ("prompt", "text") else ", "
+        return mark.join(f"{item}" for item in value or [])
+    if control.many:
+        return list(value or [])
+    if control.kind == "json":
+        return "" if value is None else json.dumps(value)
+    if value is None and control.kind in ("text", "prompt"):
+        return ""
+    return value
+
+
+def option(control: Control, held: Any) -> Any:
+    """What the widget holds as the option's value, or `UNSET`. Raises `InvalidOptions`."""
+    if held is None or held == "" or held == []:
+        return UNSET
+    if control.many and control.kind in ("prompt", "text"):
+        return [line.strip() for line in held.splitlines() if line.strip()] or UNSET
+    if control.many and control.kind in ("slider", "number"):
+        return [item.strip() for item in held.split(",") if item.strip()] or UNSET
+    if control.kind == "json":
+        return _parsed(control, held)
+    if control.whole and isinstance(held, float) and held.is_integer():
+        return int(held)
+    return held
+
+
+def _parsed(control: Control, held: str) -> Any:
+    try:
+        return json.loads(held)
+    except ValueError as error:
+        raise InvalidOptions(f"{control.name}={held!r} is not JSON ({error})") from error
+
+
+def _label(control: Control) -> str:
+    return control.name.replace("_", " ") + (" (needed)" if control.needed else "")

@@ -1,0 +1,63 @@
+"""Inspections as pictures: similarity matrices, and heat over an image."""
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from t2iedit.inspection import EncoderFacts, Inspection
+from t2iedit.plots import GAP, INK, PAPER
+
+CELL = 22
+LETTERS = 12
+"""Of a token's piece that fit beside a matrix."""
+PLAIN, COLD, WARM = (255, 255, 255), (33, 102, 172), (178, 24, 43)
+HEAT = 0.6
+"""How much of the heat's colour covers the image where it is hottest."""
+
+
+def inspection_chart(inspection: Inspection) -> Image.Image:
+    """A row for each encoder: the similarities before, after, and their difference."""
+    rows = [_encoder_row(facts) for facts in inspection.encoders]
+    chart = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), PAPER)
+    top = 0
+    for row in rows:
+        chart.paste(row, (0, top))
+        top += row.height
+    return chart
+
+
+def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
+    """The image with heat (height width, 0 to 1) over it, hot in red."""
+    levels = Image.fromarray((heat.clamp(0, 1) * 255 * HEAT).round().to(torch.uint8).numpy())
+    mask = levels.resize(image.size, Image.Resampling.BICUBIC)
+    grey = image.convert("L").convert("RGB")
+    return Image.composite(Image.new("RGB", image.size, WARM), grey, mask)
+
+
+def colour(value: float) -> tuple[int, int, int]:
+    """-1 is blue, 0 is white, 1 is red."""
+    end = WARM if value > 0 else COLD
+    share = min(1.0, abs(value))
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(PLAIN, end, strict=True))
+    return red, green, blue
+
+
+def _encoder_row(facts: EncoderFacts) -> Image.Image:
+    font = ImageFont.load_default(size=12)
+    names = [token.piece[:LETTERS] for token in facts.tokens]
+    left = GAP + max(round(font.getlength(name)) for name in names) + GAP
+    side = CELL * len(names)
+    head = 20
+    parts = (("before", facts.before), ("after", facts.after), ("difference", facts.difference))
+    row = Image.new("RGB", (len(parts) * (left + side + GAP), head + side + 2 * GAP), PAPER)
+    draw = ImageDraw.Draw(row)
+    for number, (title, matrix) in enumerate(parts):
+        x = number * (left + side + GAP) + left
+        draw.text((x, GAP // 2), f"{facts.encoder}: {title}", INK, font)
+        for i, name in enumerate(names):
+            y = head + i * CELL
+            draw.text((x - GAP, y + CELL // 2), name, INK, font, anchor="rm")
+            for j in range(len(names)):
+                box = (x + j * CELL, y, x + (j + 1) * CELL - 1, y + CELL - 1)
+                draw.rectangle(box, fill=colour(matrix[i, j].item()), outline=(225, 225, 225))
+    return row
