@@ -9,7 +9,6 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
-from examples import examples
 from form import Form
 from hosting import Host, Limits, Models, listed_files
 from inspecting import InspectTab
@@ -17,6 +16,7 @@ from pictures import MODEL, QUIET, PictureTab, Stops, request_in
 from sweeping import SweepTab
 from telling import told
 
+from examples import examples
 from t2iedit import Request, UserError, generate
 from t2iedit.cli.terminal import silence_libraries
 

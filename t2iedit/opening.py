@@ -15,7 +15,7 @@ from t2iedit.plugins import installed
 
 SHAPES = Path(__file__).parent / "shapes" / "weights"
 TURBO = "shapes-turbo"
-BUNDLED = {"shapes": SHAPES, TURBO: SHAPES}
+BUNDLED = {"shapes": SHAPES} | ({TURBO: SHAPES} if (SHAPES / "turbo").is_dir() else {})
 SETTINGS = "t2iedit.json"
 """A model folder may say here with how many steps and how much guidance it is meant to be run."""
 LARGE = 200_000_000
@@ -31,7 +31,7 @@ def open_model(
     memory_format: str | None = None,
     offload: str | None = None,
 ) -> Model:
-    """A model from "shapes" or "shapes-turbo", a diffusers folder, a hub id, or a pipeline that is already loaded.
+    """A model from "shapes", a diffusers folder, a hub id, or a pipeline that is already loaded.
 
     Without `device`, CUDA if there is one. Without `dtype`, float16 there, and on a CPU float32, or bfloat16 for large
     models where the CPU computes in it. Without `memory_format`, the faster one by measurement. A live pipeline keeps

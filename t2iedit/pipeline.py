@@ -239,6 +239,7 @@ def denoise(
 ) -> Iterator[tuple[Image, int]]:
     """Each image with its seed, in the order of the run's seeds."""
     model = run.model
+    run.tokens = tuple(embedding.tokens for embedding in conditioning.prompt)
     for first in range(0, len(run.seeds), batch_size):
         seeds = list(run.seeds[first : first + batch_size])
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]

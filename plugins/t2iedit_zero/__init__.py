@@ -116,10 +116,9 @@ class T2IZero(t2iedit.Edit):
         )
 
     def edit_attention(self, probs: Probabilities, site: Site, run: Run) -> Probabilities:
-        tokens = run.model.encoders[0].tokenize(run.prompt)
         return suppress(
             probs,
-            self._groups(tokens, run),
+            self._groups(run.tokens[0], run),
             (site.height, site.width),
             strength=self.options.suppression,
             heads=self.options.heads,
