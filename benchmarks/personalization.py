@@ -31,8 +31,10 @@ import numpy as np
 import torch
 from PIL import Image
 from t2iedit_context import Core
+from t2iedit_context.inversion import EmbeddingStage
 from t2iedit_context.latents import encode_pictures
-from t2iedit_context.learning import EmbeddingStage, learn
+from t2iedit_context.learning import learn
+from t2iedit_context.loop import Setup
 from t2iedit_context.probe import probed
 from t2iedit_context.settings import PRESETS, Settings
 from tqdm import tqdm
@@ -42,10 +44,10 @@ from t2iedit.shapes import renderer
 from t2iedit.shapes.detector import FAR, SMALLEST, _nearest, detect
 from t2iedit.shapes.evaluate import Row
 from t2iedit.shapes.masks import grown, labelled, without_gaps
-from t2iedit.shapes.outlines import TILTS, UNLIKE, _normalised, _outline, _outlines
+from t2iedit.shapes.outlines import UNLIKE, _normalised, _outlines
 from t2iedit.shapes.paints import PAINTS, layers, read_picture
 from t2iedit.shapes.renderer import polygon, render
-from t2iedit.shapes.scenes import COLORS, TILT, Scene, SceneObject
+from t2iedit.shapes.scenes import COLORS, SHAPES, TILT, Scene, SceneObject
 from t2iedit.shapes.scoring import wilson
 
 Array = np.ndarray
@@ -53,10 +55,6 @@ PICTURES = 4
 CORRELATED = 0.5
 """Correlation from which a texture counts as identified; two textures of the world have less than .3."""
 RESULTS = Path(__file__).parent / "results"
-
-
-def crescent(x: Array, y: Array) -> Array:
-    return np.maximum(np.hypot(x, y) - 0.92, 0.7 - np.hypot(x - 0.45, y))
 
 
 def drop(x: Array, y: Array) -> Array:
@@ -68,20 +66,11 @@ NEW_SHAPES = {
     "hexagon": polygon(
         *((0.9 * math.cos(k * math.pi / 3), 0.9 * math.sin(k * math.pi / 3)) for k in range(6))
     ),
-    "arrow": polygon(
-        (0, -0.95), (0.85, -0.1), (0.35, -0.1), (0.35, 0.9), (-0.35, 0.9), (-0.35, -0.1), (-0.85, -0.1)
-    ),
-    "bolt": polygon((0.25, -1), (-0.6, 0.15), (-0.05, 0.15), (-0.25, 1), (0.6, -0.2), (0.05, -0.2)),
-    "house": polygon((0, -0.95), (0.85, -0.15), (0.6, -0.15), (0.6, 0.8), (-0.6, 0.8), (-0.6, -0.15), (-0.85, -0.15)),
     "drop": drop,
     "tee": polygon((-0.85, -0.85), (0.85, -0.85), (0.85, -0.3), (0.28, -0.3), (0.28, 0.9), (-0.28, 0.9), (-0.28, -0.3), (-0.85, -0.3)),
     "trapezoid": polygon((-0.4, -0.7), (0.4, -0.7), (0.95, 0.7), (-0.95, 0.7)),
-    "crescent": crescent,
 }  # fmt: skip
-
-
-def checkered(x: Array, y: Array, radius: float) -> Array:
-    return 1 - 0.5 * renderer._band(np.sin(x * 7) * np.sin(y * 7), 7 / radius)
+"""Beside those of `t2iedit.shapes.unseen`."""
 
 
 def zigzag(x: Array, y: Array, radius: float) -> Array:
@@ -89,15 +78,11 @@ def zigzag(x: Array, y: Array, radius: float) -> Array:
     return 1 - 0.5 * renderer._band(wave, 9 / radius)
 
 
-def ringed(x: Array, y: Array, radius: float) -> Array:
-    return 1 - 0.5 * renderer._band(np.sin(np.hypot(x, y) * 14), 14 / radius)
-
-
 def wavy(x: Array, y: Array, radius: float) -> Array:
     return 1 - 0.5 * renderer._band(np.sin(8 * y + 1.6 * np.sin(5 * x)), 9 / radius)
 
 
-NEW_TEXTURES = {"checkered": checkered, "zigzag": zigzag, "ringed": ringed, "wavy": wavy}
+NEW_TEXTURES = {"zigzag": zigzag, "wavy": wavy}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +94,13 @@ class Unknown:
     category: str
     color: str
 
+    @property
+    def placeholder(self) -> str:
+        return f"<{self.name}>"
+
 
 REPORTED = (
-    Unknown("hexagon", "shape", "circle", "red"),
+    Unknown("crescent", "shape", "circle", "red"),
     Unknown("arrow", "shape", "triangle", "blue"),
     Unknown("bolt", "shape", "star", "yellow"),
     Unknown("house", "shape", "square", "green"),
@@ -123,7 +112,8 @@ REPORTED = (
 )
 TUNING = (
     Unknown("trapezoid", "shape", "square", "orange"),
-    Unknown("crescent", "shape", "ring", "green"),
+    Unknown("half-moon", "shape", "circle", "green"),
+    Unknown("hexagon", "shape", "circle", "purple"),
     Unknown("wavy", "texture", "striped", "red"),
 )
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -200,7 +190,7 @@ class Seen:
 def judge(image: Image.Image, unknown: Unknown, asked: Asked) -> Seen:
     found = _shape if unknown.kind == "shape" else _texture
     identity, identified, color = found(image, unknown)
-    seen = detect(image)
+    seen = detect(image, (unknown.name,) if unknown.kind == "shape" else ())
     wishes = []
     if asked.color is not None:
         wishes.append(color == asked.color)
@@ -214,14 +204,14 @@ def judge(image: Image.Image, unknown: Unknown, asked: Asked) -> Seen:
 def _shape(image: Image.Image, unknown: Unknown) -> tuple[float, bool, str]:
     """Of the object most like the concept: likeness, whether no known shape is more so, and its colour."""
     best = (0.0, False, "")
+    outlines, covers, weights = _outlines((*SHAPES, unknown.name))
+    is_own = np.asarray([outline.shape == unknown.name for outline in outlines])
     for cover, paint in _covers(image):
-        patch = _normalised(cover)
-        own = min(_error(patch, outline) for outline in _own_outlines(unknown.name))
-        known, _, _ = _outlines()
-        other = min(_error(patch, outline) for outline in known)
+        errors = (np.abs(covers - _normalised(cover)) * weights).sum((1, 2))
+        own, other = float(errors[is_own].min()), float(errors[~is_own].min())
         if 1 - own > best[0]:
             clear = own < UNLIKE and own < other
-            best = max(0.0, 1 - own), clear, _nearest(paint, PAINTS, tuple(COLORS), FAR)
+            best = 1 - own, clear, _nearest(paint, PAINTS, tuple(COLORS), FAR)
     return best
 
 
@@ -234,20 +224,6 @@ def _covers(image: Image.Image) -> Iterator[tuple[Array, Array]]:
             if sizes[index] >= SMALLEST:
                 near = grown(labels == index, 2)
                 yield np.where(near, np.clip(2 * plain.cover - 0.5, 0, 1), 0), plain.paint
-
-
-def _error(patch: Array, outline: Any) -> float:
-    return float((np.abs(outline.cover - patch) * outline.weight).sum())
-
-
-_drawn_outlines: dict[str, list[Any]] = {}
-
-
-def _own_outlines(name: str) -> list[Any]:
-    if name not in _drawn_outlines:
-        tilts = np.linspace(-1.2 * TILT, 1.2 * TILT, TILTS)
-        _drawn_outlines[name] = [_outline(name, float(angle), 0.0) for angle in tilts]
-    return _drawn_outlines[name]
 
 
 def _texture(image: Image.Image, unknown: Unknown) -> tuple[float, bool, str]:
@@ -282,7 +258,7 @@ def learned(
 ) -> Path:
     """The concept's file after this variant's learning."""
     path = folder / f"{unknown.name}.safetensors"
-    settings = {"placeholder": f"<{unknown.name}>", "category": unknown.category}
+    settings = {"placeholder": unknown.placeholder, "category": unknown.category}
     given = PRESETS["shapes"] | {"kind": unknown.kind, "steps": steps} | settings | own
     learn(model, pictures_of(unknown, size), Settings(**given), path)
     return path
@@ -294,7 +270,7 @@ def seen(
     """Every prompt with every seed, judged; and the pictures under what they were asked for."""
     judged, pictures = [], []
     for asked in asked_of(unknown):
-        prompt = asked.template.replace("{}", f"<{unknown.name}>")
+        prompt = asked.template.replace("{}", unknown.placeholder)
         request = t2iedit.Request(prompt, seeds=seeds, edits=[Core(concept=[str(path)], **options)])
         for image in t2iedit.generate(model, request).images:
             judged.append(judge(image, unknown, asked))
@@ -329,7 +305,8 @@ def cost_rows(model: Any, repeats: int, size: int) -> list[Row]:
             own = VARIANTS.get(name, {"attention_batch": 6})
             settings = Settings(placeholder="<x>", category=unknown.category, kind="shape", **own)
             bank = encode_pictures(model, pictures_of(unknown, size), size, 4, 0, augment=False)
-            stages[name] = EmbeddingStage(model, settings, bank, probe, nullcontext, torch.float32)
+            setup = Setup(model, settings, bank, nullcontext, torch.float32)
+            stages[name] = EmbeddingStage(setup, probe)
         times: dict[str, list[float]] = {name: [] for name in names}
         for step in range(repeats + 1):
             for name, stage in stages.items():
@@ -413,7 +390,7 @@ def tune(model: Any, options: argparse.Namespace, size: int) -> Iterator[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("-m", "--model", default="shapes")
     parser.add_argument("--steps", type=int, default=300, help="of learning")
     parser.add_argument("--seeds", type=int, default=4, help="pictures a prompt")

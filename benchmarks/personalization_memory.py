@@ -6,6 +6,9 @@ On a GPU: SD 2.1's size, batch 6, 512 px, with and without gradient checkpointin
 with --quick: a small size, and the process's resident memory.
 """
 
+# diffusers and transformers annotate less than they take.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
 import argparse
 import json
 import resource
@@ -19,8 +22,9 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from t2iedit_context.inversion import EmbeddingStage
 from t2iedit_context.latents import encode_pictures
-from t2iedit_context.learning import EmbeddingStage
+from t2iedit_context.loop import Setup
 from t2iedit_context.probe import probed
 from t2iedit_context.settings import Settings
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -101,7 +105,7 @@ def peak(case: str, small: bool, device: str, precision: str) -> float:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with probed(model.denoiser) as probe, torch.enable_grad():
-        stage = EmbeddingStage(model, settings, bank, probe, context, dtype or torch.float32)
+        stage = EmbeddingStage(Setup(model, settings, bank, context, dtype or torch.float32), probe)
         for step in range(3):
             stage.optimizer.zero_grad()
             stage.losses(step, 0)
@@ -112,7 +116,7 @@ def peak(case: str, small: bool, device: str, precision: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a small size")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="bf16")
     parser.add_argument("--case", choices=tuple(CASES), help=argparse.SUPPRESS)

@@ -45,7 +45,9 @@ class Core(t2iedit.Edit):
             description="Of the test-time optimisation; CoRe's program takes 5e-4.",
         )
         embedding_weight: float = Field(
-            1.5e-4, ge=0, description="lambda_emb: how much the context's embeddings count in it."
+            1.5e-4,
+            ge=0,
+            description="lambda_emb: how much the context's embeddings count in it.",
         )
         attention_weight: float = Field(
             0.05,

@@ -14,7 +14,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, add, run, told in (
         ("learn", _add_learn, run_learn, "learn a concept from a folder of pictures"),
-        ("convert", _add_convert, run_convert, "write a concept's file in another layout"),
+        (
+            "convert",
+            _add_convert,
+            run_convert,
+            "write a concept's file in another layout",
+        ),
         ("show", _add_show, run_show, "say what a concept's file holds"),
     ):
         command = commands.add_parser(name, help=told, description=told, allow_abbrev=False)
@@ -45,7 +50,11 @@ def _add_learn(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     parser.add_argument("--skip-broken", action="store_true", help="pass over broken pictures")
     parser.add_argument(
-        "--previews", type=int, default=100, metavar="N", help="a strip every N steps; 0 for none"
+        "--previews",
+        type=int,
+        default=100,
+        metavar="N",
+        help="a strip every N steps; 0 for none",
     )
     parser.add_argument("--save-every", type=int, default=50, metavar="N", help="checkpoints")
     stage = parser.add_argument_group("the concept; CoRe's values by default")
@@ -81,7 +90,11 @@ def _add_learn(parser: argparse.ArgumentParser) -> None:
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help=".safetensors, .bin or .pt")
     parser.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help=".safetensors, .bin or .pt"
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help=".safetensors, .bin or .pt",
     )
     parser.add_argument("--placeholder", metavar="NAME", help="a new name")
     parser.add_argument("--category", metavar="WORD", help="what it is a kind of")
@@ -160,7 +173,10 @@ def run_show(args: argparse.Namespace) -> int:
         model = t2iedit.open_model(args.model)
         check_concepts([concept], model)
         facts |= {e.name: described(e, concept.for_encoder(e)) for e in model.encoders}
-    _print(facts if args.json else None, [f"{key}: {value}" for key, value in facts.items()])
+    _print(
+        facts if args.json else None,
+        [f"{key}: {value}" for key, value in facts.items()],
+    )
     return 0
 
 

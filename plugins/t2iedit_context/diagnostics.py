@@ -62,13 +62,19 @@ def context_similarity(
         sum(rows_where(others, placeholder, among), []),
     )
     cosines = cosine_similarity(
-        with_concept.hidden[rows].float(), with_category.hidden[other_rows].float(), dim=1
+        with_concept.hidden[rows].float(),
+        with_category.hidden[other_rows].float(),
+        dim=1,
     )
     return float(cosines.mean())
 
 
 def mean_similarity(
-    encoder: TextEncoder, prompts: Sequence[str], placeholder: str, vectors: Tensor, category: str
+    encoder: TextEncoder,
+    prompts: Sequence[str],
+    placeholder: str,
+    vectors: Tensor,
+    category: str,
 ) -> float:
     """The mean of `context_similarity` over at most a few of the prompts, evenly chosen."""
     chosen = prompts[:: max(1, len(prompts) // SAMPLED)]

@@ -2,8 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,7 +16,8 @@ from torch import Tensor
 from t2iedit import Model, TextEmbedding, UserError
 from t2iedit_context.checkpoints import write_folder
 from t2iedit_context.embeddings import write_whole
-from t2iedit_context.latents import Bank, moved
+from t2iedit_context.latents import moved
+from t2iedit_context.loop import Setup
 from t2iedit_context.objective import accumulate, diffusion_loss, noise_schedule
 from t2iedit_context.settings import Settings
 
@@ -49,19 +49,12 @@ class UNetStage:
 
     name = "denoiser"
 
-    def __init__(
-        self,
-        model: Model,
-        settings: Settings,
-        bank: Bank,
-        embeddings: tuple[TextEmbedding, ...],
-        precision: Callable[[], AbstractContextManager],
-        dtype: torch.dtype,
-    ) -> None:
-        self.model, self.settings, self.bank = model, settings, bank
-        self.embeddings, self.precision, self.dtype = embeddings, precision, dtype
-        self.steps, self.schedule = settings.finetune_steps, noise_schedule(model)
-        self.unet: Any = model.denoiser
+    def __init__(self, setup: Setup, embeddings: tuple[TextEmbedding, ...]) -> None:
+        self.setup, self.embeddings = setup, embeddings
+        self.model, self.settings = setup.model, setup.settings
+        settings = self.settings
+        self.steps, self.schedule = settings.finetune_steps, noise_schedule(self.model)
+        self.unet: Any = self.model.denoiser
         self.original = None
         if settings.finetune_unet == "lora":
             self._add_adapter()
@@ -77,7 +70,10 @@ class UNetStage:
     def _add_adapter(self) -> None:
         rank = self.settings.lora_rank
         config = LoraConfig(
-            r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(ATTENTION)
+            r=rank,
+            lora_alpha=rank,
+            init_lora_weights="gaussian",
+            target_modules=list(ATTENTION),
         )
         with torch.random.fork_rng():
             torch.manual_seed(self.settings.seed)
@@ -87,10 +83,10 @@ class UNetStage:
         total, count = 0.0, self.settings.accumulation
         for part in range(count):
             random = Random(f"{self.settings.seed} denoiser {step} {part} {process}")
-            drawn = self.bank.draw(self.settings.finetune_batch_size, self.schedule, random)
-            with self.precision():
+            drawn = self.setup.bank.draw(self.settings.finetune_batch_size, self.schedule, random)
+            with self.setup.precision():
                 loss = diffusion_loss(self.model, self.embeddings, moved(drawn, self.model.device))
-            accumulate(loss / count, self.leaves, self.dtype)
+            accumulate(loss / count, self.leaves, self.setup.dtype)
             total += float(loss.detach()) / count
         return {"diffusion": total}
 

@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +12,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from t2iedit import T2IEditError
+from t2iedit import Model, T2IEditError
+from t2iedit_context.latents import Bank
+from t2iedit_context.settings import Settings
 
 Row = dict[str, Any]
 """A step's number, stage and losses, as JSON."""
@@ -24,6 +26,17 @@ class LearningFailed(T2IEditError):
 
 class LearningInterrupted(KeyboardInterrupt):
     """Somebody stopped the learning; what was learned is saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What every stage works with; `precision` is a context for the denoiser's passes, which compute in `dtype`."""
+
+    model: Model
+    settings: Settings
+    bank: Bank
+    precision: Callable[[], AbstractContextManager]
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +56,9 @@ class Stage(Protocol):
     name: str
     steps: int
     leaves: list[Tensor]
-    optimizer: torch.optim.Optimizer
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
 
     def losses(self, step: int, process: int) -> dict[str, float]:
         """The losses of the step after `step` others, their gradients added to the leaves'."""
@@ -110,6 +125,10 @@ def run_stage(
             raise LearningFailed(
                 f"step {step + 1} of {stage.steps} gives a loss or gradient that is not finite ({told})"
             )
+        if step == first and not _reached(stage.leaves):
+            raise LearningFailed(
+                "no gradient comes through this model's denoiser; learn on one that is not quantised"
+            )
         stage.optimizer.step()
         stage.finish(step + 1)
         history.append({"stage": stage.name, "step": step + 1} | losses)
@@ -121,7 +140,10 @@ def run_stage(
 
 
 def _shared(
-    accelerator: Accelerator, losses: dict[str, float], asked: bool, device: torch.device
+    accelerator: Accelerator,
+    losses: dict[str, float],
+    asked: bool,
+    device: torch.device,
 ) -> tuple[dict[str, float], bool]:
     """The mean losses of all processes, and whether any was asked to stop."""
     if accelerator.num_processes == 1:
@@ -129,6 +151,10 @@ def _shared(
     values = torch.tensor([*losses.values(), float(asked)], dtype=torch.float64, device=device)
     *means, stopping = accelerator.reduce(values, "mean").tolist()  # type: ignore[union-attr]
     return dict(zip(losses, means, strict=True)), stopping > 0
+
+
+def _reached(leaves: list[Tensor]) -> bool:
+    return any(leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves)
 
 
 def _share_gradients(accelerator: Accelerator, leaves: list[Tensor]) -> bool:

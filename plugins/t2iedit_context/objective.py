@@ -11,7 +11,14 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from t2iedit import Conditioning, Model, TextEmbedding, Tokens, Wording
-from t2iedit_context.placing import Vectors, placed, rows_of, rows_where, stand_in, worded
+from t2iedit_context.placing import (
+    Vectors,
+    placed,
+    rows_of,
+    rows_where,
+    stand_in,
+    worded,
+)
 from t2iedit_context.probe import Means, Probe
 from t2iedit_context.regularisation import (
     Form,
@@ -110,16 +117,19 @@ def encoded(
 
 def noise_schedule(model: Model) -> DDPMScheduler:
     """The noise the model was trained with, from the configuration of whatever scheduler it has."""
-    return DDPMScheduler.from_config(model.pipeline.scheduler.config)
+    schedule: Any = DDPMScheduler.from_config(model.pipeline.scheduler.config)
+    return schedule
 
 
 def noised(schedule: DDPMScheduler, latents: Tensor, noise: Tensor, times: Tensor) -> Noised:
     """The latents with noise at these times; the target is noise, velocity or the latents, as the model predicts."""
-    kind = schedule.config["prediction_type"]
-    target = {"epsilon": lambda: noise, "sample": lambda: latents}.get(
-        kind, lambda: schedule.get_velocity(latents, noise, times)
-    )()
-    return Noised(schedule.add_noise(latents, noise, times), times, target)
+    at: Any = times
+    target = {
+        "epsilon": lambda: noise,
+        "sample": lambda: latents,
+        "v_prediction": lambda: schedule.get_velocity(latents, noise, at),
+    }[schedule.config["prediction_type"]]()
+    return Noised(schedule.add_noise(latents, noise, at), times, target)
 
 
 def predicted(model: Model, embeddings: tuple[TextEmbedding, ...], noisy: Noised) -> Tensor:
@@ -185,6 +195,8 @@ def context_losses(
 
 def accumulate(loss: Tensor, leaves: Sequence[Tensor], dtype: torch.dtype) -> None:
     """Add the loss's gradient to each leaf's; in float16 it is scaled on its way, so that small ones do not vanish."""
+    if not loss.requires_grad:
+        return
     scale = 2.0**16 if dtype == torch.float16 else 1.0
     found = torch.autograd.grad(loss * scale, leaves, allow_unused=True)
     for leaf, gradient in zip(leaves, found, strict=True):

@@ -59,7 +59,11 @@ def rows_of(
 
 
 def placed(
-    embeds: Tensor, tokens: Tokens, placeholder: str, vectors: Tensor, among: Sequence[str] = ()
+    embeds: Tensor,
+    tokens: Tokens,
+    placeholder: str,
+    vectors: Tensor,
+    among: Sequence[str] = (),
 ) -> Tensor:
     """The input embeddings with these vectors wherever the placeholder stands; differentiable in them."""
     found = rows_of(tokens, placeholder, len(vectors), among)

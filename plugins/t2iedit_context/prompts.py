@@ -32,7 +32,18 @@ PLACES = (
     "with a city in the background",
     "floating on water",
 )
-COLOURS = ("red", "blue", "green", "yellow", "purple", "white", "black", "golden", "pink", "silver")
+COLOURS = (
+    "red",
+    "blue",
+    "green",
+    "yellow",
+    "purple",
+    "white",
+    "black",
+    "golden",
+    "pink",
+    "silver",
+)
 STYLES = (
     "an oil painting of a {}",
     "a watercolour of a {}",
@@ -179,7 +190,12 @@ def instance_prompt(kind: Kind) -> str:
 def preview_prompts(kind: Kind) -> tuple[str, ...]:
     """What previews show: as in the pictures, elsewhere, otherwise."""
     chosen = regularisation_prompts(kind)
-    return instance_prompt(kind), chosen[0], chosen[len(chosen) // 3], chosen[2 * len(chosen) // 3]
+    return (
+        instance_prompt(kind),
+        chosen[0],
+        chosen[len(chosen) // 3],
+        chosen[2 * len(chosen) // 3],
+    )
 
 
 def filled(template: str, words: str, spoken: str = "") -> str:
@@ -246,7 +262,10 @@ def _shapes() -> tuple[str, ...]:
     pairs = tuple(
         f"{_a(c)} {{}} and {_a(other)} {shape}"
         for c, other, shape in zip(
-            SHAPE_COLOURS, SHAPE_COLOURS[3:] + SHAPE_COLOURS[:3], SHAPE_OTHERS * 2, strict=False
+            SHAPE_COLOURS,
+            SHAPE_COLOURS[3:] + SHAPE_COLOURS[:3],
+            SHAPE_OTHERS * 2,
+            strict=False,
         )
     )
     turned = tuple(

@@ -16,7 +16,11 @@ Form = Literal["paper", "code"]
 
 
 def context_rows(
-    tokens: Tokens, concept: Collection[int], *, bos: bool = False, padding: bool = False
+    tokens: Tokens,
+    concept: Collection[int],
+    *,
+    bos: bool = False,
+    padding: bool = False,
 ) -> list[int]:
     """The rows around the concept: words and EOT, told by position; BOS and padding if asked for.
 

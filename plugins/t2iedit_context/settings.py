@@ -115,7 +115,10 @@ class Settings(BaseModel):
     @property
     def weights(self) -> Weights:
         return Weights(
-            self.embedding_weight, self.attention_weight, self.embedding_form, self.attention_form
+            self.embedding_weight,
+            self.attention_weight,
+            self.embedding_form,
+            self.attention_form,
         )
 
     @property

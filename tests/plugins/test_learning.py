@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,12 +15,14 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
-from t2iedit_context import learning
+from t2iedit_context import inversion
+from t2iedit_context.checks import check_settings
 from t2iedit_context.diagnostics import mean_similarity
 from t2iedit_context.embeddings import read_concept
+from t2iedit_context.inversion import EmbeddingStage, initial_vectors
 from t2iedit_context.latents import encode_pictures
-from t2iedit_context.learning import EmbeddingStage, check_settings, initial_vectors, learn
-from t2iedit_context.loop import LearningFailed, LearningInterrupted
+from t2iedit_context.learning import learn
+from t2iedit_context.loop import LearningFailed, LearningInterrupted, Setup
 from t2iedit_context.objective import encoded, noise_schedule, predicted
 from t2iedit_context.pictures import PicturesNotUsable, prepared, read_pictures
 from t2iedit_context.prompts import filled, instance_prompt, read_prompts, regularisation_prompts
@@ -129,7 +132,7 @@ def test_weights_at_zero_are_plain_textual_inversion(sd1, tmp_path, monkeypatch)
     def never(*arguments):
         raise AssertionError("plain inversion has no context losses")
 
-    monkeypatch.setattr(learning, "context_losses", never)
+    monkeypatch.setattr(inversion, "context_losses", never)
     plain = settings(embedding_weight=0, attention_weight=0)
     report = learn(sd1, pictures(), plain, tmp_path / "x.safetensors").report
     assert list(report["losses"]["embedding"]) == ["diffusion"]
@@ -178,7 +181,7 @@ def test_learning_lowers_the_diffusion_loss(sd1, tmp_path):
 
     @torch.no_grad()
     def loss(own):
-        stage = EmbeddingStage(sd1, given, bank, None, nullcontext, torch.float32)
+        stage = EmbeddingStage(Setup(sd1, given, bank, nullcontext, torch.float32), None)
         embeddings = encoded(sd1, stage._pair("a photo of a {}").tokens, {"<toy>": own})
         return (predicted(sd1, embeddings, noisy) - noisy.target).square().mean().item()
 
@@ -190,7 +193,7 @@ def test_norm_is_kept_in_the_rescaling_window_only(sd1, tmp_path):
     norms = []
     given = settings(steps=6, rescale_from=2, rescale_to=4, learning_rate=0.5)
     bank = encode_pictures(sd1, pictures(), 64, 4, 0, augment=True)
-    stage = EmbeddingStage(sd1, given, bank, None, nullcontext, torch.float32)
+    stage = EmbeddingStage(Setup(sd1, given, bank, nullcontext, torch.float32), None)
     for step in range(6):
         with torch.no_grad():
             stage.leaves[0].mul_(1.5)
@@ -209,7 +212,7 @@ def test_several_vectors_and_several_batches_a_step(sd1, tmp_path):
 def test_accumulated_gradient_is_the_mean_of_the_batches(sd1):
     given = settings(accumulation=2, embedding_weight=0, attention_weight=0)
     bank = encode_pictures(sd1, pictures(), 64, 4, 0, augment=True)
-    stage = EmbeddingStage(sd1, given, bank, None, nullcontext, torch.float32)
+    stage = EmbeddingStage(Setup(sd1, given, bank, nullcontext, torch.float32), None)
     stage.losses(5, 0)
     parts = []
     for part in range(2):
@@ -221,7 +224,7 @@ def test_accumulated_gradient_is_the_mean_of_the_batches(sd1):
 def test_processes_learn_from_different_batches(sd1):
     given = settings(embedding_weight=0, attention_weight=0)
     bank = encode_pictures(sd1, pictures(), 64, 4, 0, augment=True)
-    stage = EmbeddingStage(sd1, given, bank, None, nullcontext, torch.float32)
+    stage = EmbeddingStage(Setup(sd1, given, bank, nullcontext, torch.float32), None)
     first, again, other = (stage.losses(0, process) for process in (0, 0, 1))
     assert first == again != other
 
@@ -328,19 +331,28 @@ def test_more_steps_can_be_added_when_resuming(sd1, tmp_path):
 
 
 def test_loss_that_is_no_number_keeps_the_last_good_concept(sd1, tmp_path, monkeypatch):
-    original, calls = learning.diffusion_loss, []
+    original, calls = inversion.diffusion_loss, []
 
     def spoiled(*arguments):
         calls.append(1)
         return original(*arguments) * (float("nan") if len(calls) == 3 else 1)
 
     good = vectors(sd1, tmp_path, "good", settings(steps=2))
-    monkeypatch.setattr(learning, "diffusion_loss", spoiled)
+    monkeypatch.setattr(inversion, "diffusion_loss", spoiled)
     output = tmp_path / "x.safetensors"
     with pytest.raises(LearningFailed, match="step 3 of 4 .*not finite"):
         learn(sd1, pictures(), settings(), output)
     kept = read_concept(output)
     assert equal(kept.vectors, good) and kept.made["steps done"] == 2
+
+
+def test_denoiser_that_lets_no_gradient_through_is_refused(sd1, tmp_path):
+    def detach(module, args, kwargs):
+        return args, kwargs | {"encoder_hidden_states": kwargs["encoder_hidden_states"].detach()}
+
+    sd1.denoiser.register_forward_pre_hook(detach, with_kwargs=True)
+    with pytest.raises(LearningFailed, match="no gradient"):
+        learn(sd1, pictures(), settings(embedding_weight=0), tmp_path / "x.safetensors")
 
 
 def test_run_of_other_settings_is_not_taken_up(sd1, tmp_path):
@@ -448,6 +460,23 @@ def test_prompts_are_read_from_a_file(tmp_path):
             read_prompts(path)
     with pytest.raises(UserError, match="cannot read the prompts"):
         read_prompts(tmp_path / "missing")
+
+
+def test_full_disc_stops_the_run_and_leaves_no_rest(sd1, tmp_path):
+    output = tmp_path / "x.safetensors"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.raises(OutputNotWritable, match="checkpoint.pt"):
+            learn(sd1, pictures(), settings(), output, save_every=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert not any(".attn2." in n and "Opened" in repr(p) for n, p in processors(sd1))
+
+
+def processors(model):
+    return model.denoiser.attn_processors.items()
 
 
 # What it learns from.
@@ -615,7 +644,7 @@ def test_killed_run_goes_on_as_if_unbroken(tmp_path, folder, tiny):
 @pytest.mark.slow
 def test_two_processes_learn_together(tmp_path, folder, tiny):
     output = tmp_path / "x.safetensors"
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     arguments = command(tiny, folder, output, steps=4)
     subprocess.run([sys.executable, *launch, *arguments], check=True, env=environment)
