@@ -14,13 +14,22 @@ from t2iedit.lora import Lora
 from t2iedit.model import Key, Model
 from t2iedit.spans import Span, locate, numbered, occurrences
 from t2iedit.text import TextEmbedding, Tokens
+from t2iedit.wording import Wording
 
 Phrase = Annotated[str, Field(json_schema_extra={"kind": "phrase"})]
 """Words of the prompt, `cat#2` for the second cat; a demo offers them for clicking."""
 Prompt = Annotated[str, Field(json_schema_extra={"kind": "prompt"})]
 """A text of its own, free to say anything."""
+File = Annotated[str, Field(json_schema_extra={"kind": "file"})]
+"""A file's path; a demo offers an upload or a list of names, and never takes a path from a visitor."""
 
-STAGES = ("patch_model", "edit_token_embeds", "edit_embedding", "edit_attention")
+STAGES = (
+    "patch_model",
+    "edit_prompt",
+    "edit_token_embeds",
+    "edit_embedding",
+    "edit_attention",
+)
 """In the order in which a run calls them."""
 
 
@@ -53,7 +62,7 @@ class Edit:
     """One method: override the stages it needs, and declare what users may set as `Options`.
 
     `example` are typical options and `neutral` ones that change nothing, both for `t2iedit.testing.check_edit`
-    on the prompt "a red cat and a blue dog". With `negative`, `edit_embedding` sees the negative prompt too.
+    on the prompt "a red cat and a blue dog". With `negative`, its stages see the negative prompt too.
     """
 
     name: ClassVar[str]
@@ -105,6 +114,10 @@ class Edit:
     def patch_model(self, model: Model) -> Callable[[], None] | None:
         """Change the model for as long as runs want this edit; return what undoes it."""
 
+    def edit_prompt(self, prompt: Wording, run: "Run") -> Wording:
+        """What the encoders read in place of what was typed; the same in the whole run, whatever the edit's window."""
+        return prompt
+
     def edit_token_embeds(self, embeds: Tensor, tokens: Tokens, run: "Run") -> Tensor:
         """The prompt's input embeddings (seq, width) of one encoder; gradients are enabled."""
         return embeds
@@ -149,9 +162,13 @@ class Run:
         """Whether there is a negative half."""
         return self.model.guided(self.guidance_scale)
 
-    def doing(self, stage: str, at: float | None = None) -> list[Edit]:
-        """The edits with this stage, in the user's order; only those whose window holds `at`, if given."""
-        return [edit for edit in self.edits if stage in edit.stages and _acts(edit, at)]
+    def doing(self, stage: str, at: float | None = None, *, negative: bool = False) -> list[Edit]:
+        """The edits with this stage, in the user's order; only those whose window holds `at`, if given.
+
+        With `negative`, only those that act on the negative prompt too.
+        """
+        able = [edit for edit in self.edits if edit.negative or not negative]
+        return [edit for edit in able if stage in edit.stages and _acts(edit, at)]
 
     def boundaries(self) -> list[float]:
         """The fractions of the denoising at which some edit begins or ceases, 0 first."""

@@ -11,6 +11,7 @@ from t2iedit.conditioning import Conditioning, Embeddings
 from t2iedit.edit import Edit, Run
 from t2iedit.errors import PluginError, UserError
 from t2iedit.text import Kind, TextEmbedding, TextEncoder, Tokens
+from t2iedit.wording import Wording
 
 
 @torch.no_grad()
@@ -22,17 +23,30 @@ def condition(runs: Sequence[Run]) -> list[Conditioning]:
     if not runs:
         return []
     with runs[0].model.lock:
-        prompts = _encode([(run, run.prompt, at) for run in runs for at in run.boundaries()])
-        guided = [run for run in runs if run.guided]
-        negatives = _encode(
-            [(run, run.negative or "", at) for run in guided for at in run.boundaries()],
-            negative=True,
-        )
+        prompts = _encode(_jobs([(run, run.prompt) for run in runs]))
+        guided = [(run, run.negative or "") for run in runs if run.guided]
+        negatives = _encode(_jobs(guided, negative=True), negative=True)
     return [_phases(run, prompts, negatives) for run in runs]
 
 
-Job = tuple[Run, str, float]
+Job = tuple[Run, Wording, float]
 """A text to encode for a run, as it is from this fraction of the denoising on."""
+
+
+def _jobs(texts: Sequence[tuple[Run, str]], *, negative: bool = False) -> list[Job]:
+    worded = [(run, _worded(run, text, negative=negative)) for run, text in texts]
+    return [(run, wording, at) for run, wording in worded for at in run.boundaries()]
+
+
+def _worded(run: Run, text: str, *, negative: bool) -> Wording:
+    """The text after the edits that put other words in its place."""
+    wording = Wording.of(text)
+    for edit in run.doing("edit_prompt", negative=negative):
+        with blamed(edit):
+            wording = edit.edit_prompt(wording, run)
+        if not isinstance(wording, Wording) or wording.typed != text:
+            raise PluginError(f'the edit "{edit.name}" returned no wording of the prompt "{text}"')
+    return wording
 
 
 def _encode(jobs: Sequence[Job], *, negative: bool = False) -> dict[tuple[int, float], Embeddings]:
@@ -51,11 +65,11 @@ def _encode_one(
     """The jobs through one encoder; times that differ only in later edits share its work."""
     unique: dict[tuple, tuple[Tokens, Tensor | None]] = {}
     keys = []
-    for run, text, at in jobs:
-        edits = [] if negative else run.doing("edit_token_embeds", at)
-        keys.append((text, *((id(run), id(edit)) for edit in edits)))
+    for run, wording, at in jobs:
+        edits = run.doing("edit_token_embeds", at, negative=negative)
+        keys.append((wording, *((id(run), id(edit)) for edit in edits)))
         if keys[-1] not in unique:
-            read = encoder.tokenize(text)
+            read = encoder.tokenize(wording)
             if read.lost:
                 _warn_of_loss(run, read)
             unique[keys[-1]] = read, _token_embeds(encoder, read, edits, run)
@@ -86,9 +100,7 @@ def _edited(embedding: TextEmbedding, run: Run, at: float, *, negative: bool) ->
         pooled = None if embedding.pooled is None else torch.zeros_like(embedding.pooled)
         blank = torch.zeros_like(embedding.hidden)
         return replace(embedding, hidden=blank, pooled=pooled)
-    for edit in run.doing("edit_embedding", at):
-        if negative and not edit.negative:
-            continue
+    for edit in run.doing("edit_embedding", at, negative=negative):
         with blamed(edit):
             edited = edit.edit_embedding(embedding, run)
         _check_embedding(edit, edited, embedding)

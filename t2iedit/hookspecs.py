@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
     from diffusers import DiffusionPipeline
     from PIL.Image import Image
 
@@ -28,6 +31,13 @@ def register_edits(register: Callable[[type[Edit]], None]) -> None:
 @hookspec(firstresult=True)
 def wrap_pipeline(pipeline: DiffusionPipeline) -> Model | None:  # type: ignore[empty-body]
     """Once per opened checkpoint: the first plugin that knows this pipeline wraps it."""
+
+
+@hookspec(firstresult=True)
+def open_checkpoint(  # type: ignore[empty-body]
+    path: Path, device: torch.device, dtype: torch.dtype
+) -> DiffusionPipeline | None:
+    """Before diffusers loads a folder: the first plugin that knows its layout loads it, on this device in this dtype."""
 
 
 @hookspec

@@ -66,9 +66,15 @@ class Model(ABC):
         return self.pipeline.unet.device
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a denoiser that a plugin opened has to say of how it runs here."""
+        return tuple(getattr(self.denoiser, "notes", ()))
+
+    @property
     def memory_format(self) -> str:
-        """`channels_last` or `contiguous`, read off the denoiser's first convolution."""
-        weight = self.pipeline.unet.conv_in.weight
+        """`channels_last` or `contiguous`, read off the denoiser's first convolution that has plain weights."""
+        parameters = self.pipeline.unet.parameters()
+        weight = next((p for p in parameters if p.ndim == 4), torch.empty(0))
         last = weight.is_contiguous(memory_format=torch.channels_last)
         return "channels_last" if last and not weight.is_contiguous() else "contiguous"
 

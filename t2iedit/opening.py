@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from t2iedit.errors import ModelNotUsable
+from t2iedit.errors import ModelNotUsable, UserError
 from t2iedit.model import Defaults, Model
 from t2iedit.plugins import installed
 
@@ -128,9 +128,15 @@ def _load(
     _check_index(folder, name)
     dtype = dtype or _sensible_dtype(folder, device)
     try:
+        hook = installed().manager.hook.open_checkpoint
+        pipeline = hook(path=folder, device=device, dtype=dtype)
+        if pipeline is not None:
+            return pipeline
         pipeline = DiffusionPipeline.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True
         )
+    except UserError:
+        raise
     # Whatever a damaged checkpoint makes the libraries raise means the same to the user.
     except Exception as error:
         reason = " ".join(str(error).split())[:300]

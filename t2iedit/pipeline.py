@@ -88,6 +88,8 @@ def start(model: Model, request: Request) -> Run:
         loras=request.loras,
     )
     run.report["run"] = _circumstances(run)
+    for note in model.notes:
+        run.warn(note)
     for edit in run.edits:
         check_window(edit)
         if "edit_attention" in edit.stages:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from t2iedit.errors import ModelNotUsable, SpanTruncated
 from t2iedit.spans import Span
+from t2iedit.wording import Wording
 
 
 class Kind(Enum):
@@ -26,7 +27,10 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A prompt as one encoder reads it; `offsets` are character ranges of `text`, (0, 0) for special tokens."""
+    """A prompt as one encoder reads it; `offsets` are character ranges of `text`, (0, 0) for special tokens.
+
+    `text` is what was typed, whatever an edit has put in its place for the encoder.
+    """
 
     encoder: str
     text: str
@@ -101,10 +105,11 @@ class TextEncoder:
     def device(self) -> torch.device:
         return self.transformer.get_input_embeddings().weight.device  # type: ignore[operator]
 
-    def tokenize(self, text: str) -> Tokens:
+    def tokenize(self, text: str | Wording) -> Tokens:
         """The prompt in this encoder's window, cut off at its end if need be."""
+        wording = text if isinstance(text, Wording) else Wording.of(text)
         encoded = self.tokenizer(
-            text,
+            wording.text,
             padding="max_length",
             max_length=self.tokenizer.model_max_length,
             truncation=True,
@@ -117,9 +122,12 @@ class TextEncoder:
         words = (Kind.WORD,) * (content - 2)
         return Tokens(
             encoder=self.name,
-            text=text,
+            text=wording.typed,
             ids=encoded.input_ids[0],
-            offsets=tuple((a, b) for a, b in encoded.offset_mapping[0].tolist()),
+            offsets=tuple(
+                wording.origin(a, b) if b > a else (0, 0)
+                for a, b in encoded.offset_mapping[0].tolist()
+            ),
             kinds=(Kind.BOS, *words, Kind.EOT, *(Kind.PAD,) * (length - content)),
         )
 

@@ -78,7 +78,7 @@ def test_readme_names_every_command_and_edit():
         assert name in README
 
 
-@pytest.mark.parametrize("name", ["decor", "t2i_zero"])
+@pytest.mark.parametrize("name", ["core", "decor", "mixdq", "t2i_zero"])
 def test_plugins_readme_names_every_option(name):
     edit = installed().edit(name)
     text = (Path(inspect.getfile(edit)).parent / "README.md").read_text()

@@ -6,6 +6,8 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import NoReturn
 
+from t2iedit.cli.terminal import silence_libraries
+
 COMMANDS = {
     "generate": "make images from a prompt and its edits",
     "compare": "one prompt without, with each and with all edits, as a labelled grid",
@@ -30,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 when it failed, 2 for what the user got wrong."""
     words = sys.argv[1:] if argv is None else argv
     args = parser(words[0] if words else "").parse_args(words)
+    if words[0] not in COMMANDS:
+        silence_libraries()
     if args.debug:
         return args.run(args)
     return _guarded(args)

@@ -1,6 +1,6 @@
 """Train the bundled model from nothing: `python -m t2iedit.shapes.train -o DIR [--preset cpu|gpu|smoke]`.
 
-Stages: tokenizer, autoencoder, text encoder, latents, denoiser, few-step LoRA. Each checkpoints and is skipped once done, so a killed
+Stages: tokenizer, autoencoder, text encoder, latents, denoiser, decoder, few-step LoRA. Each checkpoints and is skipped once done, so a killed
 run is started again with the same command. `accelerate launch -m t2iedit.shapes.train` spreads it over processes.
 """
 
@@ -33,7 +33,7 @@ from t2iedit.shapes.training.loop import Schedule
 from t2iedit.shapes.training.text import new_text_encoder, train_text_encoder
 from t2iedit.shapes.training.tokenizer import learn_tokenizer
 from t2iedit.shapes.training.turbo import save_turbo, train_turbo
-from t2iedit.shapes.training.vae import new_vae, train_vae
+from t2iedit.shapes.training.vae import new_vae, train_decoder, train_vae
 from t2iedit.shapes.turbo import FOLDER as TURBO
 
 PROBED = "a red circle and a blue square"
@@ -48,6 +48,7 @@ class Preset:
     text: Schedule
     denoiser: Schedule
     turbo: Schedule
+    decoder: Schedule
     scenes: int
     captions: int = 20_000
 
@@ -59,6 +60,7 @@ CPU = Preset(
         steps=14_000, batch_size=32, learning_rate=1.2e-3, hold=0.6, ema_decay=0.999, save_every=200
     ),
     turbo=Schedule(steps=1600, batch_size=24, learning_rate=5e-4, warmup=50, save_every=100),
+    decoder=Schedule(steps=1200, batch_size=16, learning_rate=8e-4, warmup=50, save_every=100),
     scenes=60_000,
 )
 GPU = Preset(
@@ -73,6 +75,7 @@ GPU = Preset(
         save_every=1000,
     ),
     turbo=Schedule(steps=6000, batch_size=128, learning_rate=5e-4, warmup=100),
+    decoder=Schedule(steps=4000, batch_size=64, learning_rate=8e-4),
     scenes=400_000,
 )
 SMOKE = Preset(
@@ -82,6 +85,7 @@ SMOKE = Preset(
         steps=3, batch_size=2, learning_rate=1e-3, ema_decay=0.9, save_every=2, log_every=1
     ),
     turbo=Schedule(steps=3, batch_size=2, learning_rate=1e-3, save_every=2, log_every=1),
+    decoder=Schedule(steps=3, batch_size=2, learning_rate=1e-3, save_every=2, log_every=1),
     scenes=50,
     captions=200,
 )
@@ -122,7 +126,7 @@ class _Training:
         )
 
     def finished(self) -> Path:
-        parts = self.tokenizer, self.vae, self.text_encoder, self.unet
+        parts = self.tokenizer, self.sharpened_vae, self.text_encoder, self.unet
         if self.accelerator.is_main_process and not self.shapes.exists():
             assemble(*parts, self.shapes)
         self.accelerator.wait_for_everyone()
@@ -184,6 +188,16 @@ class _Training:
             return fresh
 
         return self._stage("unet", UNet2DConditionModel, make)
+
+    @cached_property
+    def sharpened_vae(self) -> AutoencoderKL:
+        def make() -> AutoencoderKL:
+            fresh = copy.deepcopy(self.vae)
+            schedule, folder = self.preset.decoder, self.work / "decoder"
+            train_decoder(self.accelerator, fresh, schedule, folder, self.workers)
+            return fresh
+
+        return self._stage("sharpened_vae", AutoencoderKL, make)
 
     def _turbo(self) -> UNet2DConditionModel:
         set_seed(self.seed)

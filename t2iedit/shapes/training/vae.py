@@ -12,11 +12,15 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from t2iedit.shapes.renderer import render_array
+from t2iedit.shapes.scenes import random_scene
 from t2iedit.shapes.training.loop import Batch, Losses, Schedule, train
 from t2iedit.shapes.training.scenes_by_step import picture, rng, scene, to_tensor
 
 CROPS = 0.88
 """The share of steps on crops."""
+ROUGHNESS = 0.05
+"""Standard deviation, in units of the latents', of the noise that the decoder learns to overlook."""
 
 
 class Reconstruction(nn.Module):
@@ -98,13 +102,63 @@ def reconstruction_losses(module: nn.Module, batch: Batch, step: int) -> Losses:
     images = batch["images"]
     output, small, divergence = module(images, batch["noise"])
     whole, half = output.float() - images, small.float() - halved(images)
-    return {
-        "l1": whole.abs().mean(),
-        "mse": 2 * whole.square().mean(),
-        "edges": (whole.diff(dim=2).abs().mean() + whole.diff(dim=3).abs().mean()) / 2,
+    return _errors(whole) | {
         "half": half.abs().mean() + 2 * half.square().mean(),
         "kl": 2e-3 * divergence.float(),
     }
+
+
+def _errors(error: Tensor) -> Losses:
+    return {
+        "l1": error.abs().mean(),
+        "mse": 2 * error.square().mean(),
+        "edges": (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()) / 2,
+    }
+
+
+class Decoding(nn.Module):
+    """Image to reconstruction, the encoder as it is, from latents as rough as a denoiser leaves them."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        with torch.no_grad():
+            latents = self.vae.encode(images).latent_dist.mean
+            rough = latents + ROUGHNESS / self.vae.config["scaling_factor"] * noise
+        return self.vae.decode(rough).sample
+
+
+def train_decoder(
+    accelerator: Accelerator, vae: AutoencoderKL, schedule: Schedule, folder: Path, workers: int
+) -> None:
+    """Sharpen the decoder alone, on whole pictures with more textures and more small objects than usual.
+
+    Latents stay what they were, so this may come after the denoiser.
+    """
+    size = vae.config["sample_size"]
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+
+    def make_batch(step: int) -> Batch:
+        indices = range(step * schedule.batch_size, (step + 1) * schedule.batch_size)
+        generator = torch.Generator().manual_seed(step)
+        shape = (schedule.batch_size, 4, size // 8, size // 8)
+        images = to_tensor([_detailed(index, size) for index in indices])
+        return {"images": images, "noise": torch.randn(shape, generator=generator)}
+
+    def losses(module: nn.Module, batch: Batch, step: int) -> Losses:
+        error = module(batch["images"], batch["noise"]).float() - batch["images"]
+        return _errors(error)
+
+    train(accelerator, Decoding(vae), make_batch, losses, schedule, folder, workers=workers)
+
+
+def _detailed(index: int, size: int) -> np.ndarray:
+    random = rng("detailed", index)
+    scene = random_scene(random, random.choice((1, 2, 3, 3)), textured=0.3)
+    return render_array(scene, size, rng("paint", "detailed", index))
 
 
 @torch.no_grad()

@@ -1,0 +1,243 @@
+"""What quantisation does to pictures whose content a detector can tell: MixDQ's ablation, and lower widths.
+
+    python benchmarks/quantization.py -m shapes
+    python benchmarks/quantization.py -m shapes-turbo --steps 4
+    python benchmarks/quantization.py -m shapes --outlier
+    python benchmarks/quantization.py --quick
+
+Each row is quantised into a folder, opened packed and run on the same prompts and seeds: similarity (SSIM) and signal to
+noise (SQNR) to the floating-point model, the share of prompts that the detector finds fulfilled, true bits, bytes, and
+seconds a picture. With `--outlier` the text embedding gets channels that are 800 in BOS rows and 0 elsewhere, which the
+widened `to_k` and `to_v` multiply by zero: the floating-point model is unchanged, and rows are simulated.
+"""
+
+import argparse
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from common import row, save, show
+from diffusers import UNet2DConditionModel
+from PIL.Image import Image
+from t2iedit_mixdq.calibration import Settings
+from t2iedit_mixdq.checkpoint import load_unet, read_schemes, write_model
+from t2iedit_mixdq.prompts import SHAPES
+from t2iedit_mixdq.quantising import Quantising, Wish
+from t2iedit_mixdq.recipe import mean_bits
+from t2iedit_mixdq.report import float_bytes, static_bytes
+from t2iedit_mixdq.sensitivity import Bench, sqnr, ssim
+from t2iedit_mixdq.wiring import survey
+
+import t2iedit
+from t2iedit.shapes.detector import detect
+from t2iedit.shapes.scoring import score, wilson
+from t2iedit.shapes.tasks import Task, make_tasks
+from t2iedit.testing import tiny_pipeline
+
+ROWS: dict[str, tuple[Wish, bool]] = {
+    "naive W8A8": (Wish(8, 8), False),
+    "+ BOS-aware": (Wish(8, 8), True),
+    "+ mixed, one metric": (Wish(8, 7.77, decoupled=False), True),
+    "+ mixed, decoupled": (Wish(8, 7.77), True),
+    "W5A8": (Wish(5, 8), True),
+    "W4A8": (Wish(4, 8), True),
+    "W4A16": (Wish(4, 16), True),
+    "W3.66A16": (Wish(3.66, 16), True),
+}
+"""Each row's wish, and whether BOS rows are left alone."""
+OUTLIERS = 4
+"""Channels appended to the text embedding with `--outlier`."""
+
+
+@dataclass
+class Work:
+    """The model, its settings, and what it paints unquantised."""
+
+    args: argparse.Namespace
+    model: t2iedit.Model
+    settings: Settings
+    tasks: list[Task]
+    folder: Path
+    references: list[Image]
+    bench: Bench
+
+
+def main() -> None:
+    args = arguments()
+    model = opened(args)
+    tasks = make_tasks(args.n, Random(0))
+    settings = Settings(SHAPES[: args.calibration], steps=args.steps)
+    with tempfile.TemporaryDirectory() as scratch:
+        begin = time.perf_counter()
+        references = pictures(model, tasks, args.steps)
+        seconds = (time.perf_counter() - begin) / len(tasks)
+        judged = replace(settings, prompts=settings.prompts[: args.judges])
+        bench = Bench(model, judged, {})
+        work = Work(args, model, settings, tasks, Path(scratch), references, bench)
+        rows = accuracy("floating point", tasks, references)
+        rows += [row("floating point", "seconds a picture", [seconds])]
+        layers = survey(model.denoiser)
+        rows += [row("floating point", "bytes", [float_bytes(layers, model.denoiser)])]
+        show(rows)
+        for name in args.only or ROWS:
+            made = measure(work, name)
+            show(made)
+            rows += made
+    if not args.quick:
+        kind = "-outlier" if args.outlier else ""
+        save(f"quantization-{Path(args.model).name}{kind}", rows, vars(args))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("-m", "--model", default="shapes")
+    parser.add_argument("--n", type=int, default=32, help="prompts of each of seven kinds")
+    parser.add_argument("--steps", type=int, help="default: the model's own")
+    parser.add_argument("--judges", type=int, default=2, help="prompts that judge sensitivity")
+    parser.add_argument("--calibration", type=int, default=16, help="calibration prompts")
+    parser.add_argument("--only", nargs="*", choices=ROWS)
+    parser.add_argument("--outlier", action="store_true", help="with BOS outliers, simulated")
+    parser.add_argument("--quick", action="store_true", help="an untrained tiny model, few rows")
+    args = parser.parse_args()
+    if args.quick:
+        args.n, args.steps, args.judges, args.calibration = 1, 1, 1, 2
+        args.only = args.only or ["naive W8A8", "+ BOS-aware", "W4A16"][: 2 if args.outlier else 3]
+    return args
+
+
+def opened(args: argparse.Namespace) -> t2iedit.Model:
+    model = t2iedit.open_model(tiny_pipeline("sd1") if args.quick else args.model)
+    if args.outlier:
+        add_outliers(model)
+    return model
+
+
+def add_outliers(model: t2iedit.Model) -> None:
+    """Widen the text axis by channels that are loud in BOS rows and that nothing listens to."""
+    before: Any = model.denoiser
+    config = dict(before.config) | {
+        "cross_attention_dim": before.config.cross_attention_dim + OUTLIERS
+    }
+    widened: Any = UNet2DConditionModel.from_config(config)
+    widened = widened.to(model.device, model.dtype)
+    state = before.state_dict()
+    for key, value in state.items():
+        if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            state[key] = torch.nn.functional.pad(value, (0, OUTLIERS))
+    widened.load_state_dict(state)
+
+    def append(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+        rows = kwargs["encoder_hidden_states"]
+        if rows.shape[-1] == before.config.cross_attention_dim:
+            loud = torch.zeros(*rows.shape[:-1], OUTLIERS, dtype=rows.dtype, device=rows.device)
+            loud[:, 0] = 800
+            kwargs = kwargs | {"encoder_hidden_states": torch.cat([rows, loud], dim=-1)}
+        return args, kwargs
+
+    widened.register_forward_pre_hook(append, with_kwargs=True)
+    model.pipeline.unet = widened.eval().requires_grad_(False)
+
+
+def measure(work: Work, name: str) -> list[dict[str, Any]]:
+    """All columns of one row."""
+    wish, bos_aware = ROWS[name]
+    settings = replace(work.settings, bos_aware=bos_aware)
+    # One working folder for all rows: calibration and sensitivity are kept and taken over.
+    job = Quantising(
+        work.model, replace(wish, judges=work.args.judges), settings, work.folder / "work"
+    )
+    recipe = job.recipe()
+    layers = survey(work.model.denoiser)
+    rows = [
+        row(name, "bits of weights", [mean_bits(recipe.weights, layers, "weights")]),
+        row(name, "bits of inputs", [mean_bits(recipe.activations, layers, "inputs")]),
+    ]
+    if work.args.outlier:
+        bench = Bench(
+            work.model, replace(settings, prompts=work.bench.settings.prompts), job.ranges
+        )
+        schemes = {n: bench.scheme(n, *recipe.of(n)) for n in layers}
+        with bench.quantised(schemes):
+            images = pictures(work.model, work.tasks, work.args.steps)
+            rows += [row(name, "SQNR in dB", [bench.signal()])]
+        return rows + compared(name, work, images)
+    folder = work.folder / name.replace(" ", "-")
+    write_model(work.model, recipe, job.ranges, folder)
+    packed = t2iedit.open_model(folder, dtype=work.model.dtype)
+    begin = time.perf_counter()
+    images = pictures(packed, work.tasks, work.args.steps)
+    seconds = (time.perf_counter() - begin) / len(images)
+    with swapped(work.model, packed.denoiser):
+        rows += [row(name, "SQNR in dB", [work.bench.signal()])]
+    rows += [
+        row(name, "agreement with simulation in dB", [agreement(work, folder, recipe, layers)])
+    ]
+    rows += [row(name, "bytes", [static_bytes(packed.denoiser)])]
+    return [*rows, row(name, "seconds a picture", [seconds]), *compared(name, work, images)]
+
+
+def compared(name: str, work: Work, images: list[Image]) -> list[dict[str, Any]]:
+    pairs = zip(work.references, images, strict=True)
+    return [
+        row(name, "SSIM", [ssim(reference, image) for reference, image in pairs]),
+        *accuracy(name, work.tasks, images),
+    ]
+
+
+@torch.no_grad()
+def agreement(work: Work, folder: Path, recipe: Any, layers: Any) -> float:
+    """SQNR of the executed UNet's outputs to the simulated one's, over the recorded inputs."""
+    schemes = read_schemes(folder, recipe, layers)
+    packed = load_unet(folder, work.model.device, work.model.dtype)
+    values = []
+    for args, kwargs, _ in work.bench._calls:
+        executed = packed(*args, **kwargs)[0]
+        bench = replace_bos(work.bench, recipe.bos_aware)
+        with bench.quantised(schemes):
+            values.append(sqnr(work.model.denoiser(*args, **kwargs)[0], executed))
+    return math.fsum(values) / len(values)
+
+
+def replace_bos(bench: Bench, bos_aware: bool) -> Bench:
+    bench.settings = replace(bench.settings, bos_aware=bos_aware)
+    return bench
+
+
+@contextmanager
+def swapped(model: t2iedit.Model, unet: Any) -> Iterator[None]:
+    """While this holds, the model denoises with another UNet."""
+    before = model.pipeline.unet
+    model.pipeline.unet = unet
+    try:
+        yield
+    finally:
+        model.pipeline.unet = before
+
+
+def pictures(model: t2iedit.Model, tasks: list[Task], steps: int | None) -> list[Image]:
+    """One for each task, from the seed of its place."""
+    return [
+        t2iedit.generate(model, t2iedit.Request(task.prompt, seeds=(index,), steps=steps)).image
+        for index, task in enumerate(tasks)
+    ]
+
+
+def accuracy(name: str, tasks: list[Task], images: list[Image]) -> list[dict[str, Any]]:
+    """The share of prompts fulfilled, with Wilson's interval."""
+    right = [
+        score(detect(image), task.wanted).right for task, image in zip(tasks, images, strict=True)
+    ]
+    low, high = wilson(sum(right), len(right))
+    entry = row(name, "prompts right", [sum(right) / len(right)])
+    return [entry | {"n": len(right), "low": low, "high": high}]
+
+
+if __name__ == "__main__":
+    main()

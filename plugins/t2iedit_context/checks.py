@@ -1,0 +1,60 @@
+"""What cannot be learned, said before anything is computed."""
+
+from t2iedit import Model, UserError, Wording, occurrences
+from t2iedit_context.finetuning import check_finetuning
+from t2iedit_context.placing import is_one_token, stand_in, worded
+from t2iedit_context.prompts import filled
+from t2iedit_context.settings import Settings
+
+
+def check_settings(model: Model, settings: Settings) -> None:
+    """Raises `UserError` for a name, category or prompt that this model's encoders cannot take."""
+    check_placeholder(model, settings.placeholder)
+    check_category(model, settings.category)
+    for template in (*settings.templates, settings.instance_template):
+        if occurrences(template, settings.placeholder):
+            raise UserError(
+                f'the prompt "{template}" holds the placeholder itself; write {{}} where the concept should stand'
+            )
+        _check_fits(model, settings, template)
+    if settings.resolution is not None:
+        model.check_size((settings.resolution, settings.resolution))
+    if settings.finetune_unet:
+        check_finetuning(model, settings)
+
+
+def check_placeholder(model: Model, name: str) -> None:
+    """Raises `UserError` for a name that cannot stand in a prompt, or is a word already."""
+    if not name or any(c.isspace() or c == "," for c in name) or not occurrences(f"a {name}", name):
+        raise UserError(
+            f'"{name}" cannot be a placeholder; give a name without spaces and commas, like "<my-toy>"'
+        )
+    if any(is_one_token(name, [encoder]) for encoder in model.encoders):
+        raise UserError(
+            f'the placeholder "{name}" is a word that this model knows; give a name that is none, like "<{name}>"'
+        )
+
+
+def check_category(model: Model, category: str) -> None:
+    """Raises `UserError` for a category that is not one token."""
+    for encoder in model.encoders:
+        read = encoder.tokenize(category)
+        if len(read.words) != 1:
+            pieces = encoder.tokenizer.convert_ids_to_tokens(read.ids[read.words].tolist())
+            listed = ", ".join(str(piece).removesuffix("</w>") for piece in pieces)
+            raise UserError(
+                f'the category "{category}" is {len(pieces)} tokens for the encoder "{encoder.name}"'
+                f" ({listed or 'none'}); give one word that it knows, the plainest for what the pictures show"
+            )
+
+
+def _check_fits(model: Model, settings: Settings, template: str) -> None:
+    prompt = Wording.of(filled(template, settings.placeholder, settings.category))
+    words = " ".join([stand_in(settings.category, model.encoders)] * settings.vectors)
+    for encoder in model.encoders:
+        tokens = encoder.tokenize(worded(prompt, settings.placeholder, words))
+        if tokens.lost:
+            raise UserError(
+                f'the prompt "{template}" is too long for the encoder "{encoder.name}", which reads'
+                f" {len(tokens.ids)} tokens; shorten it"
+            )

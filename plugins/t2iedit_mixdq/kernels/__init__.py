@@ -1,0 +1,1 @@
+"""Integer kernels, one module for each kind of machine."""

@@ -1,0 +1,191 @@
+"""Int8 on x86: oneDNN's linear and convolution, with bias, both scales and the output's dtype inside the kernel."""
+
+import ctypes
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor
+from torch.nn import functional
+
+from t2iedit_mixdq.kernels.base import Geometry, Kernel, Quantise
+from t2iedit_mixdq.packing import pack, unpack_into
+from t2iedit_mixdq.quantizers import Affine
+
+_ops: Any = torch.ops.onednn
+
+
+def available() -> bool:
+    """Whether this CPU multiplies 8-bit integers without overflowing on the way: AVX-512 VNNI or AMX."""
+    return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported())
+
+
+Forms = dict[tuple[int, ...], tuple[Tensor, int]]
+"""Blocked weights of each size, and the block they are made of."""
+
+
+class Scratch:
+    """One model's blocked weights that packed layers of equal size unpack into, one after the other.
+
+    `forms` help to make kernels and may be cleared when all are made.
+    """
+
+    def __init__(self) -> None:
+        self.forms: Forms = {}
+        self._held: dict[tuple, tuple[Tensor, Int8[Tensor, " n"]]] = {}
+
+    def like(self, blocked: Tensor, key: tuple) -> tuple[Tensor, Int8[Tensor, " n"]]:
+        """The shared blocked weights of this form, and their bytes."""
+        if key not in self._held:
+            copy = blocked.clone()
+            self._held[key] = copy, _bytes(copy)
+        return self._held[key]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(len(content) for _, content in self._held.values())
+
+
+class OneDnn(Kernel):
+    """Weights in oneDNN's blocked order: as they are at 8 bits, packed at 4 and 2 and unpacked for each call."""
+
+    engine = "oneDNN int8"
+
+    def __init__(
+        self,
+        integers: Int8[Tensor, "out ..."],
+        bits: int,
+        delta: Float[Tensor, " out"],
+        geometry: Geometry,
+        quantise: Quantise,
+        scratch: Scratch,
+    ) -> None:
+        self.bits, self.geometry, self.quantise = bits, geometry, quantise
+        self.delta = delta.contiguous()
+        self.zeros = torch.zeros(len(delta), dtype=torch.int32)
+        self._linear = geometry.kind == "linear"
+        blocked = self._blocked(integers.contiguous(), scratch.forms)
+        self._whole = blocked if bits == 8 else None
+        self._packed: Tensor | None = None
+        if bits != 8:
+            self._pack(blocked, scratch)
+
+    def _pack(self, blocked: Tensor, scratch: Scratch) -> None:
+        """Keep the blocked bytes packed; the sums that oneDNN keeps behind them do not fit and stay bytes."""
+        content = _bytes(blocked)
+        body = len(content) - _unpackable(content, self.bits, len(self.delta))
+        self._packed, self._tail = pack(content[:body], self.bits), content[body:].clone()
+        self._shared, self._room = scratch.like(blocked, (self.geometry, len(content)))
+
+    def _blocked(self, integers: Tensor, forms: Forms) -> Tensor:
+        shape = self.geometry
+        if self._linear:
+            return block_linear(integers, forms)
+        form = [list(shape.stride), list(shape.padding), list(shape.dilation), shape.groups]
+        return _ops.qconv_prepack(integers, self.delta, 1.0, 1, *form, None)
+
+    @property
+    def nbytes(self) -> int:
+        steps = self.delta.nbytes + self.zeros.nbytes
+        if self._whole is not None:
+            return torch.ops.mkldnn._nbytes(self._whole) + steps
+        assert self._packed is not None
+        return self._packed.nbytes + self._tail.nbytes + steps
+
+    def __call__(self, x: Tensor, grid: Affine | None, bias: Tensor | None) -> Tensor:
+        assert grid is not None
+        weight = self._weight()
+        if self._linear:
+            q = self.quantise(x.reshape(-1, x.shape[-1]), grid)
+            y = _ops.qlinear_pointwise(q, *self._arguments(weight, grid, bias), *_plain(x.dtype))
+            return y.view(*x.shape[:-1], -1)
+        shape = self.geometry
+        q = self.quantise(x.contiguous(memory_format=torch.channels_last), grid)
+        form = [list(shape.stride), list(shape.padding), list(shape.dilation), shape.groups]
+        return _ops.qconv_pointwise(
+            q, *self._arguments(weight, grid, bias), *form, *_plain(x.dtype)
+        )
+
+    def _arguments(self, weight: Tensor, grid: Affine, bias: Tensor | None) -> tuple:
+        return grid.delta, grid.zero, weight, self.delta, self.zeros, bias
+
+    def _weight(self) -> Tensor:
+        if self._whole is not None:
+            return self._whole
+        assert self._packed is not None
+        body = len(self._room) - len(self._tail)
+        unpack_into(self._packed, self.bits, self._room[:body])
+        self._room[body:] = self._tail
+        return self._shared
+
+
+def block_linear(integers: Int8[Tensor, "out in"], forms: Forms) -> Tensor:
+    """A linear layer's weights in oneDNN's blocked order.
+
+    oneDNN's own reordering takes longer than reading the weights from disk. So it does one of each size, and where
+    that turns out as `_arrange` would have it, the rest are arranged by torch into copies of that one.
+    """
+    size = tuple(integers.shape)
+    if size not in forms:
+        forms[size] = _linear_form(*size)
+    template, block = forms[size]
+    if not block:
+        return _ops.qlinear_prepack(integers, None)
+    blocked = template.clone()
+    _arrange(integers, block, _bytes(blocked))
+    return blocked
+
+
+def _linear_form(out: int, inputs: int) -> tuple[Tensor, int]:
+    """Weights of this size as oneDNN orders them, and how many outputs make a block; 0 if they are ordered otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randint(-128, 128, (out, inputs), dtype=torch.int8, generator=generator)
+    template = _ops.qlinear_prepack(probe, None)
+    content = _bytes(template)
+    trial = torch.empty_like(content)
+    for block in (64, 48, 32, 16):
+        size = _padded(out, block) * (_padded(inputs, 64) + 4)
+        if size == len(content):
+            _arrange(probe, block, trial)
+            if torch.equal(trial, content):
+                return template, block
+    return template, 0
+
+
+def _arrange(integers: Int8[Tensor, "out in"], block: int, into: Int8[Tensor, " n"]) -> None:
+    """Blocks of outputs, in each the inputs by fours, in each its outputs; behind them minus the sums over inputs."""
+    out, inputs = integers.shape
+    rows, columns = _padded(out, block), _padded(inputs, 64)
+    padded = integers
+    if (rows, columns) != (out, inputs):
+        padded = functional.pad(integers, (0, columns - inputs, 0, rows - out))
+    fours = padded.contiguous().view(torch.int32).unflatten(0, (-1, block)).transpose(1, 2)
+    into[: rows * columns].view(torch.int32).view(fours.shape).copy_(fours)
+    into[rows * columns :].view(torch.int32).copy_(padded.sum(1, dtype=torch.int32).neg_())
+
+
+def _padded(size: int, block: int) -> int:
+    return -(-size // block) * block
+
+
+def _plain(dtype: torch.dtype) -> tuple:
+    """Output scale and zero point, its dtype, and no operation behind."""
+    return 1.0, 0, dtype, "none", [], ""
+
+
+def _bytes(blocked: Tensor) -> Int8[Tensor, " n"]:
+    """The memory of oneDNN's opaque tensor itself; it must not outlive the tensor."""
+    size = torch.ops.mkldnn._nbytes(blocked)
+    address = torch.ops.mkldnn.data_ptr(blocked)
+    return torch.frombuffer((ctypes.c_int8 * size).from_address(address), dtype=torch.int8)
+
+
+def _unpackable(content: Int8[Tensor, " n"], bits: int, channels: int) -> int:
+    """How many bytes at the end do not hold weights: an int32 for each output channel, in whole blocks of channels."""
+    limit = 2 ** (bits - 1)
+    for block in (0, 1, 8, 16, 32, 48, 64):
+        tail = 0 if block == 0 else 4 * block * -(-channels // block)
+        body = content[: len(content) - tail]
+        if bool(((body >= -limit) & (body < limit)).all()):
+            return tail
+    raise AssertionError("oneDNN's blocked weights hold more than the weights and their sums")

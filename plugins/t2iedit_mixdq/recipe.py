@@ -1,0 +1,143 @@
+"""Recipes: how many bits each layer's weights and inputs have. Upstream's YAML files are read as they are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from t2iedit_mixdq.errors import RecipeNotUsable
+from t2iedit_mixdq.quantizers import BITS
+from t2iedit_mixdq.schemes import WHOLE
+from t2iedit_mixdq.wiring import Group, Layer
+
+Bits = dict[str, int]
+"""Layer name to 2, 4, 8 or 16; 16 and layers that are not named stay as they are."""
+FORMAT = 1
+FILE = "mixdq.yaml"
+"""A model folder with this file in it holds packed weights."""
+LARGEST = 8 * 2**20
+"""Bytes; a recipe is some fifty thousand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Bits of weights and inputs by layer, and how the ranges were found."""
+
+    weights: Bits
+    activations: Bits
+    bos_aware: bool = True
+    search: str = "minmax"
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else is worth knowing: the model, the calibration, the allocation."""
+
+    def of(self, name: str) -> tuple[int, int]:
+        """The bits of a layer's weights and of its inputs."""
+        return self.weights.get(name, WHOLE), self.activations.get(name, WHOLE)
+
+
+def uniform(
+    layers: Mapping[str, Layer], bits: int, protected: frozenset[str] = frozenset()
+) -> Bits:
+    """One width for all layers but the protected ones."""
+    return {name: WHOLE if name in protected else bits for name in layers}
+
+
+def read_bits(path: Path) -> Bits:
+    """A YAML mapping of layers to bits, as upstream ships them, with or without `model.` before the names.
+
+    Raises `RecipeNotUsable`.
+    """
+    data = _load(path)
+    if not isinstance(data, dict) or not data:
+        raise RecipeNotUsable(
+            f'"{path}" is no mapping of layer names to bits; give such a YAML file'
+        )
+    return _checked({str(name).removeprefix("model."): bits for name, bits in data.items()}, path)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a quantised model's folder. Raises `RecipeNotUsable`."""
+    file = path / FILE if path.is_dir() else path
+    data = _load(file)
+    if not isinstance(data, dict) or not {"format", "weights", "activations"} <= set(data):
+        raise RecipeNotUsable(
+            f'"{file}" is no recipe of mixdq; give a folder that "t2iedit mixdq quantize" wrote'
+        )
+    if data["format"] != FORMAT:
+        raise RecipeNotUsable(
+            f'"{file}" has format {data["format"]!r} and this version reads {FORMAT}; update t2iedit or quantise again'
+        )
+    facts = data.get("facts")
+    return Recipe(
+        _checked(data["weights"], file),
+        _checked(data["activations"], file),
+        bos_aware=bool(data.get("bos_aware", True)),
+        search=str(data.get("search", "minmax")),
+        facts=facts if isinstance(facts, dict) else {},
+    )
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the file `FILE` into a folder."""
+    data = {
+        "format": FORMAT,
+        "bos_aware": recipe.bos_aware,
+        "search": recipe.search,
+        "facts": recipe.facts,
+        "weights": recipe.weights,
+        "activations": recipe.activations,
+    }
+    (path / FILE).write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+
+
+def check_fits(bits: Bits, layers: Mapping[str, Layer], source: str) -> None:
+    """Raises `RecipeNotUsable` if the bits name layers that the model lacks, with the first of them."""
+    foreign = [name for name in bits if name not in layers]
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise RecipeNotUsable(
+            f"{source} is for another architecture: this model has no layer {', '.join(foreign[:3])}{more};"
+            " quantise this model itself, or open the one the recipe is for"
+        )
+
+
+def mean_bits(
+    bits: Bits, layers: Mapping[str, Layer], of: str, group: Group | None = None
+) -> float:
+    """The true mean over `weights` or `inputs`, layers that stay whole counting 16. With `group`, of that group alone."""
+    chosen = [layer for layer in layers.values() if group in (None, layer.group)]
+    sizes = {layer.name: getattr(layer, of) for layer in chosen}
+    total = sum(sizes.values())
+    return sum(bits.get(name, WHOLE) * size for name, size in sizes.items()) / total
+
+
+def listed_mean(bits: Bits, layers: Mapping[str, Layer], of: str) -> float:
+    """The mean over quantised layers alone, which is what papers print: it hides the layers left whole."""
+    sizes = {n: getattr(layers[n], of) for n, width in bits.items() if width != WHOLE}
+    return sum(bits[n] * size for n, size in sizes.items()) / max(1, sum(sizes.values()))
+
+
+def _checked(bits: Any, path: Path) -> Bits:
+    if not isinstance(bits, dict):
+        raise RecipeNotUsable(f'"{path}" has no mapping of layer names to bits where one belongs')
+    for name, width in bits.items():
+        if type(width) is not int or width not in (*BITS, WHOLE):
+            raise RecipeNotUsable(
+                f'"{path}" gives {name} {width!r} bits; a layer has 2, 4 or 8, or 16 to be left alone'
+            )
+    return dict(bits)
+
+
+def _load(path: Path) -> Any:
+    try:
+        if path.stat().st_size > LARGEST:
+            raise RecipeNotUsable(f'"{path}" is too large for a recipe; give a YAML file of bits')
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeNotUsable(
+            f'"{path}" cannot be read as a recipe ({reason}); give a folder that "t2iedit mixdq quantize" wrote,'
+            " or a YAML file of layer names and bits"
+        ) from error

@@ -1,0 +1,342 @@
+"""Integer layers against their simulation, layer by layer: forms, widths, dtypes, batches, BOS rows."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from t2iedit_mixdq.bos import BosLookup, BosRows, BosTable
+from t2iedit_mixdq.calibration import make_scheme
+from t2iedit_mixdq.execution import NO_VNNI, Workshop, execute_layer, workshop
+from t2iedit_mixdq.kernels import onednn
+from t2iedit_mixdq.kernels.base import geometry_of
+from t2iedit_mixdq.kernels.int_mm import IntMm, fits
+from t2iedit_mixdq.packing import pack, packed_size, unpack
+from t2iedit_mixdq.quantizers import observed_ranges, quantize_affine
+from t2iedit_mixdq.schemes import integer_weight, split_channels
+from t2iedit_mixdq.simulation import Simulated, simulate
+from t2iedit_mixdq.wiring import Layer, survey
+from torch import nn
+
+CPU = torch.device("cpu")
+needs_vnni = pytest.mark.skipif(not onednn.available(), reason="this CPU has no VNNI")
+FORMS = {
+    "linear": (nn.Linear(24, 40), (3, 7, 24), 0),
+    "linear without bias": (nn.Linear(24, 40, bias=False), (2, 24), 0),
+    "convolution": (nn.Conv2d(12, 20, 3, padding=1), (2, 12, 9, 6), 0),
+    "downsampling": (nn.Conv2d(12, 20, 3, stride=2, padding=1), (2, 12, 9, 6), 0),
+    "dilated": (nn.Conv2d(8, 8, 3, padding=2, dilation=2), (1, 8, 9, 9), 0),
+    "split shortcut": (nn.Conv2d(24, 16, 1), (2, 24, 5, 5), 8),
+    "odd sizes": (nn.Conv2d(3, 5, 3, padding=1), (1, 3, 7, 5), 0),
+}
+
+
+def sqnr(reference, other):
+    noise = (reference.double() - other.double()).square().sum()
+    return float(10 * torch.log10(reference.double().square().sum() / noise.clamp(min=1e-30)))
+
+
+def inputs(shape, split=0):
+    """Not centred, and with halves of very different range where a layer is split."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)) + 0.4
+    if split:
+        x[:, split:] *= 30
+    return x
+
+
+def both(module, x, split=0, weight_bits=8, act_bits=8, tools=None, bos=None, rows=None):
+    """The layer simulated and executed."""
+    kind = "linear" if isinstance(module, nn.Linear) else "conv"
+    name = "block.attn2.to_k" if bos is not None else "layer"
+    layer = Layer(name, kind, module.weight.numel(), x.numel(), split)
+    kept = x[:, bos.others(x.shape[1])] if bos is not None else x
+    ranges = torch.stack([observed_ranges(part) for part in split_channels(kept, split)])
+    scheme = make_scheme(module.weight, layer, weight_bits, act_bits, ranges=ranges)
+    module = module.eval().requires_grad_(False)
+    integers = integer_weight(module.weight, weight_bits, scheme.delta, split)
+    table = None if rows is None else BosTable(BosLookup(rows), rows @ module.weight.T)
+    executed = execute_layer(
+        layer,
+        scheme,
+        integers,
+        geometry_of(module),
+        tools or workshop(CPU, large=False),
+        bias=module.bias,
+        table=table,
+        bos=bos,
+    )
+    return Simulated(module, layer, scheme, bos=bos), executed
+
+
+@given(st.lists(st.integers(-8, 7), max_size=30), st.sampled_from([2, 4]))
+def test_packing_gives_the_integers_back(values, bits):
+    integers = torch.tensor([max(-2, min(1, v)) if bits == 2 else v for v in values]).to(torch.int8)
+    packed = pack(integers, bits)
+    assert len(packed) == packed_size(len(values), bits) == -(-len(values) * bits // 8)
+    assert torch.equal(unpack(packed, bits, len(values)), integers)
+
+
+@needs_vnni
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("weight_bits", "act_bits"), [(8, 8), (4, 8), (2, 8), (8, 4), (4, 2)])
+@torch.no_grad()
+def test_execution_agrees_with_simulation(form, weight_bits, act_bits):
+    module, shape, split = FORMS[form]
+    x = inputs(shape, split)
+    simulated, executed = both(module, x, split, weight_bits, act_bits)
+    assert executed.engine == "oneDNN int8" and executed.reason == ""
+    assert sqnr(simulated(x), executed(x)) > 60
+    half = x.bfloat16()
+    made = executed(half)
+    assert made.dtype == torch.bfloat16 and sqnr(simulated(half.float()), made.float()) > 40
+
+
+@needs_vnni
+@pytest.mark.parametrize("size", [(64, 64), (24, 40), (1000, 100), (5, 3)])
+def test_arranging_weights_equals_onednns_own_order(size):
+    forms = {}
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed + 5)
+        weight = torch.randint(-128, 128, size, dtype=torch.int8, generator=generator)
+        made = onednn.block_linear(weight, forms)
+        own = torch.ops.onednn.qlinear_prepack(weight, None)
+        assert torch.equal(onednn._bytes(made), onednn._bytes(own))
+    assert list(forms) == [size]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_int_mm_agrees_with_simulation(form):
+    """CUDA's kernel, run on the CPU: the same arithmetic."""
+    module, shape, split = FORMS[form]
+    if split or fits(geometry_of(module)):
+        module, shape = nn.Conv2d(16, 8, 3, padding=1), (2, 16, 5, 4)
+    x = inputs(shape)
+    for bits in (8, 4):
+        simulated, _ = both(module, x, 0, bits)
+        scheme = simulated.scheme
+        integers = integer_weight(module.weight, bits, scheme.delta, 0)
+        kernel = IntMm(integers, bits, scheme.delta[0], geometry_of(module))
+        bias = None if module.bias is None else module.bias.float()
+        assert sqnr(simulated(x), kernel(x, scheme.grids[0], bias)) > 60
+
+
+def test_int_mm_says_what_it_cannot_take():
+    assert "multiples of 8" in fits(geometry_of(nn.Conv2d(3, 8, 3)))
+    assert "grouped" in fits(geometry_of(nn.Conv2d(16, 16, 3, groups=2)))
+    assert fits(geometry_of(nn.Linear(16, 8))) == ""
+
+
+@needs_vnni
+@torch.no_grad()
+def test_padding_is_real_zero_and_not_the_zero_point():
+    module, shape, _ = FORMS["convolution"]
+    x = inputs(shape) + 3
+    simulated, executed = both(module, x)
+    (grid,) = executed.scheme.grids
+    low = replace(grid, zero=0)
+    assert executed.scheme.grids[0].zero == 0 or sqnr(simulated(x), executed(x)) > 60
+    wrong = torch.nn.functional.pad(x, (1, 1, 1, 1), value=(0 - 7) * low.delta)
+    padded = torch.nn.functional.conv2d(wrong, module.weight, module.bias)
+    assert sqnr(simulated(x), padded) < 40
+
+
+@needs_vnni
+@pytest.mark.parametrize("form", ["linear", "convolution", "split shortcut"])
+@torch.no_grad()
+def test_batch_of_four_equals_four_singles(form):
+    module, shape, split = FORMS[form]
+    x = inputs((4, *shape[1:]), split)
+    for bits in (8, 4):
+        _, executed = both(module, x, split, bits)
+        alone = torch.cat([executed(x[index : index + 1]) for index in range(4)])
+        assert torch.allclose(executed(x), alone, atol=1e-5)
+
+
+@needs_vnni
+@torch.no_grad()
+def test_slices_that_do_not_lie_together_are_read_right():
+    """The released kernel takes the raw pointer of x[:, 1:] and is wrong from the second image on."""
+    module, _, _ = FORMS["linear"]
+    x = inputs((3, 8, 24))
+    simulated, executed = both(module, x)
+    part = x[:, 1:, :]
+    assert not part.is_contiguous()
+    assert torch.equal(executed(part), executed(part.contiguous()))
+    raw = x.flatten()[24 : 24 + part.numel()].view(part.shape)
+    assert sqnr(simulated(part), executed(raw)) < 10
+
+    module, shape, _ = FORMS["convolution"]
+    image = inputs((2, 12, 6, 9))
+    _, executed = both(module, image)
+    last = image.contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(executed(image), executed(last), atol=1e-6)
+    turned = image.transpose(2, 3)
+    assert torch.allclose(executed(turned), executed(turned.contiguous()), atol=1e-6)
+
+
+@needs_vnni
+def test_four_bits_take_half_the_memory_of_eight():
+    """The released code silently keeps 16-bit weights here."""
+    module = nn.Linear(256, 512)
+    x = inputs((2, 256))
+    sizes = {bits: both(module, x, 0, bits)[1].nbytes for bits in (8, 4, 2)}
+    count = module.weight.numel()
+    assert count <= sizes[8] < 1.1 * count
+    assert sizes[4] < 0.6 * count and sizes[2] < 0.35 * count
+    for act_bits in (8, 16):
+        kernel = both(module, x, 0, 4, act_bits)[1].kernels[0]
+        held = [v for v in vars(kernel).values() if isinstance(v, torch.Tensor)]
+        assert not any(
+            v.is_floating_point() and v.numel() > 512 for v in held if v.layout == torch.strided
+        )
+
+
+@torch.no_grad()
+def test_whole_inputs_keep_packed_weights_and_say_so():
+    module, shape, split = FORMS["split shortcut"]
+    x = inputs(shape, split)
+    simulated, executed = both(module, x, split, 4, 16)
+    assert executed.engine == "dequantised" and "16 bits" in executed.reason
+    assert sqnr(simulated(x), executed(x)) > 60
+
+
+@torch.no_grad()
+def test_without_vnni_the_slower_path_is_right_and_said_once(monkeypatch):
+    monkeypatch.setattr(onednn, "available", lambda: False)
+    tools = workshop(CPU, large=False)
+    for form in ("linear", "convolution"):
+        module, shape, split = FORMS[form]
+        x = inputs(shape)
+        simulated, executed = both(module, x, tools=tools)
+        assert executed.engine == "dequantised" and executed.reason == "no VNNI"
+        assert sqnr(simulated(x), executed(x)) > 60
+    assert tools.notes == [NO_VNNI]
+
+
+def test_bos_rows_are_first_rows_of_windows_or_those_given():
+    assert BosRows().among(77) == [0]
+    assert BosRows().among(154) == [0, 77]
+    assert BosRows().among(20) == [0]
+    assert BosRows((0, 5)).among(20) == [0, 5] and BosRows((0, 50)).among(20) == [0]
+    assert 0 not in BosRows().others(77) and len(BosRows().others(77)) == 76
+
+
+@pytest.fixture
+def text_layer():
+    """A layer, an outlier BOS row, and a batch whose second image has a zeroed first row, as SDXL's negative."""
+    module = nn.Linear(32, 24)
+    x = torch.randn(2, 77, 32, generator=torch.Generator().manual_seed(2))
+    x[0, 0], x[1] = 0, 0
+    x[0, 0, 3] = 800
+    x[1, 1:] = torch.randn(76, 32, generator=torch.Generator().manual_seed(3))
+    return module, x
+
+
+@torch.no_grad()
+def test_bos_rows_go_through_the_original_weights(text_layer):
+    module, x = text_layer
+    simulated, executed = both(module, x, bos=BosRows(), rows=x[:1, 0])
+    exact = module(x)
+    for made in (simulated(x), executed(x)):
+        assert torch.allclose(made[:, 0], exact[:, 0], atol=1e-4)
+        # Zeros give exactly what the layer makes of zeros: its bias.
+        assert torch.equal(made[1, 0], module.bias)
+        assert sqnr(exact[:, 1:], made[:, 1:]) > 35
+    with_bos, _ = both(module, x)
+    assert sqnr(exact[:, 1:], with_bos(x)[:, 1:]) < 5
+
+
+@torch.no_grad()
+def test_constant_bos_output_on_a_zero_row_is_wrong(text_layer):
+    """The released kernels prepend one constant for every image of the batch."""
+    module, x = text_layer
+    _, executed = both(module, x, bos=BosRows(), rows=x[:1, 0])
+    constant = module(x[0, 0])
+    assert (executed(x)[1, 0] - constant).abs().max() > 10
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@torch.no_grad()
+def test_unknown_bos_row_costs_no_more_than_its_weights_rounding(text_layer, bits):
+    """A text encoder changed by a LoRA has another BOS row than the table."""
+    module, x = text_layer
+    known = x[:1, 0] * 0.9
+    simulated, executed = both(module, x, 0, bits, bos=BosRows(), rows=known)
+    rounded = torch.nn.functional.linear(x[:, 0], simulated.rounded, module.bias)
+    error = (executed(x)[:, 0] - module(x)[:, 0]).abs().max()
+    # Only the tenth that the table does not know goes through the rounded weights.
+    assert error < 0.2 * (rounded - module(x)[:, 0]).abs().max() + 1e-3
+
+
+@torch.no_grad()
+def test_changed_text_is_looked_up_anew(text_layer):
+    """The answer is kept for one tensor as it is, whether another one comes or the same one changes."""
+    module, x = text_layer
+    _, executed = both(module, x, bos=BosRows(), rows=x[:1, 0])
+    executed(x)
+    other = x.flip(0)
+    assert torch.allclose(executed(other)[:, 0], module(other)[:, 0], atol=1e-4)
+    x[0, 0] = 0
+    assert torch.equal(executed(x)[0, 0], module.bias)
+
+
+@torch.no_grad()
+def test_several_windows_have_several_bos_rows(text_layer):
+    module, x = text_layer
+    long = torch.cat([x[:1], x[:1]], dim=1)
+    simulated, executed = both(module, long, bos=BosRows(), rows=x[:1, 0])
+    for made in (simulated(long), executed(long)):
+        assert torch.allclose(made[0, [0, 77]], module(long)[0, [0, 77]], atol=1e-4)
+
+
+@torch.no_grad()
+def test_models_in_one_process_share_no_scratch():
+    module, shape, _ = FORMS["linear"]
+    x = inputs(shape)
+    pairs = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        pairs.append(both(nn.Linear(24, 40), x, 0, 4))
+    alone = [executed(x) for _, executed in pairs]
+    for (_, executed), expected in itertools.chain(zip(pairs, alone, strict=True)):
+        assert torch.equal(executed(x), expected)
+    tools = Workshop(CPU, quantize_affine)
+    shared = [both(m, x, 0, 4, tools=tools)[1] for m in (nn.Linear(24, 40), nn.Linear(24, 40))]
+    first = shared[0](x)
+    shared[1](x)
+    assert torch.equal(shared[0](x), first)
+
+
+def test_simulation_is_undone_even_when_it_fails_half_way(sd1):
+    unet = sd1.pipeline.unet
+    layers = survey(unet)
+    modules = {name: unet.get_submodule(name) for name in layers}
+    schemes = {n: make_scheme(modules[n].weight, layer, 4, 16) for n, layer in layers.items()}
+    undo = simulate(unet, layers, schemes, bos=BosRows())
+    assert all(isinstance(unet.get_submodule(name), Simulated) for name in layers)
+    undo()
+    assert all(unet.get_submodule(name) is module for name, module in modules.items())
+    broken = schemes | {"nowhere": schemes["conv_out"]}
+    with pytest.raises(AttributeError):
+        simulate(unet, layers, broken, bos=BosRows())
+    assert all(unet.get_submodule(name) is module for name, module in modules.items())
+
+
+@pytest.mark.slow
+@needs_vnni
+@torch.no_grad()
+def test_fused_pass_equals_several(recwarn):
+    from t2iedit_mixdq.kernels.activation import quantiser
+
+    fused, reason = quantiser(fused=True)
+    if reason:
+        pytest.skip(reason)
+    x = inputs((2, 12, 5, 7))
+    grid = both(nn.Conv2d(12, 8, 1), x)[0].scheme.grids[0]
+    for value in (x, x.contiguous(memory_format=torch.channels_last), x[:, 1:].bfloat16()):
+        apart = (fused(value, grid).int() - quantize_affine(value, grid).int()).abs()
+        assert apart.max() <= 1 and apart.float().mean() < 0.01
+    assert fused._works
