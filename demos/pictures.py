@@ -71,13 +71,22 @@ class PictureTab:
         self.report = gr.Markdown(elem_id="report")
         with gr.Accordion("Make it again", open=False):
             self.command = gr.Code(
-                label="Command line", language="shell", interactive=False, elem_id="command"
+                label="Command line",
+                language="shell",
+                interactive=False,
+                wrap_lines=True,
+                elem_id="command",
             )
             self.python = gr.Code(
                 label="Python", language="python", interactive=False, elem_id="python"
             )
         self.gallery = gr.Gallery(
-            label="This visit", columns=4, height="auto", format="png", interactive=False
+            label="This visit",
+            columns=4,
+            fit_columns=False,
+            height="auto",
+            format="png",
+            interactive=False,
         )
         self._connect()
 

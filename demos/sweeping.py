@@ -53,7 +53,11 @@ class SweepTab:
             label="Grid", format="png", type="pil", interactive=False, elem_id="grid"
         )
         self.cells = gr.Gallery(
-            label="Cells, each carrying its recipe", columns=5, format="png", interactive=False
+            label="Cells, each carrying its recipe",
+            columns=5,
+            fit_columns=False,
+            format="png",
+            interactive=False,
         )
         start.click(
             self.run,

@@ -34,7 +34,10 @@ def widget(control: Control, words: list[str]) -> Component:
             file_count=count,
             label=f"{shared['label']}: {shared['info']}",
         )
-    if control.kind == "slider" and not (control.many or control.optional):
+    # An empty `gr.Number` comes back as 0, so what may be left empty is a text.
+    if control.kind in ("slider", "number") and control.optional and not control.many:
+        return gr.Textbox(value=start, placeholder="empty: none", max_length=20, **shared)
+    if control.kind == "slider" and not control.many and _on_grid(control):
         return gr.Slider(control.low, control.high, value=start, step=control.step, **shared)  # type: ignore[arg-type]
     if control.kind in ("slider", "number") and not control.many:
         return gr.Number(value=start, precision=0 if control.whole else None, **shared)
@@ -52,6 +55,8 @@ def shown(control: Control, value: Any) -> Any:
         return list(value or [])
     if control.kind == "json":
         return "" if value is None else json.dumps(value)
+    if control.kind in ("slider", "number") and control.optional:
+        return "" if value is None else f"{value:g}"
     if value is None and control.kind in ("text", "prompt"):
         return ""
     return value
@@ -61,6 +66,8 @@ def option(control: Control, held: Any) -> Any:
     """What the widget holds as the option's value, or `UNSET`. Raises `InvalidOptions`."""
     if held is None or held == "" or held == []:
         return UNSET
+    if isinstance(held, str) and control.optional and control.kind in ("slider", "number"):
+        return held.strip() or UNSET
     if control.many and control.kind in ("prompt", "text"):
         return [line.strip() for line in held.splitlines() if line.strip()] or UNSET
     if control.many and control.kind in ("slider", "number"):
@@ -70,6 +77,14 @@ def option(control: Control, held: Any) -> Any:
     if control.whole and isinstance(held, float) and held.is_integer():
         return int(held)
     return held
+
+
+def _on_grid(control: Control) -> bool:
+    """Whether a slider's positions hold the default, which it would otherwise move."""
+    if not control.step or control.default is None:
+        return True
+    ticks = (control.default - (control.low or 0)) / control.step
+    return abs(ticks - round(ticks)) < 1e-6
 
 
 def _parsed(control: Control, held: str) -> Any:

@@ -115,8 +115,8 @@ def attention_map(
         )
     run = start(model, request)
     span = run.span(phrase)
-    encoder = model.encoders[0]
-    columns = encoder.tokenize(request.prompt).indices(span)
+    (conditioning,) = condition([run])
+    columns = conditioning.prompt[0].tokens.indices(span)
     gathered: list[Tensor] = []
 
     def look(site: Site) -> Callable[[Probabilities], Probabilities]:
@@ -172,6 +172,9 @@ def _encoder_facts(
     encoder: TextEncoder, before: TextEmbedding, after: TextEmbedding, run: Run
 ) -> EncoderFacts:
     tokens = after.tokens
+    if not torch.equal(before.tokens.ids, tokens.ids):
+        # Edits put other words in the prompt; the rest is compared on those.
+        before = encoder.encode(tokens)
     shown = tokens.of(Kind.BOS, Kind.WORD, Kind.EOT)
     ids = [int(tokens.ids[position]) for position in shown]
     near = nearest_pieces(encoder, _input_embeds(encoder, tokens, run)[shown], ids)

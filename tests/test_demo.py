@@ -17,11 +17,14 @@ from pictures import both, request_in, told_report
 from previews import guessed, preview
 from reproduce import command, python
 from telling import told
+from widgets import UNSET, option, shown, widget
 from words import phrases, standing
 
 from t2iedit import Edit, Request, generate, save_image
 from t2iedit.cli.arguments import parse_edit
+from t2iedit.controls import controls
 from t2iedit.errors import InvalidRequest, ModelNotUsable, RecipeNotUsable, UserError
+from t2iedit.plugins import installed
 from t2iedit.testing import tiny_model
 from t2iedit.tiny import tiny_pipeline
 
@@ -210,6 +213,27 @@ def test_words_and_runs_of_words_are_offered():
         "red", "cat", "red#2", "dog", "white", "snow", "red cat", "red dog", "white snow",
     ]  # fmt: skip
     assert standing("a red cat", ["red", "dog", "cat#2"]) == ["red"]
+
+
+@pytest.mark.parametrize("name", sorted(installed().edits))
+def test_what_widgets_hold_is_the_option_again(name):
+    edit = installed().edit(name)
+    options = edit.Options(**edit.example).model_dump(mode="json")
+    back = {}
+    for control in controls(edit.Options):
+        value = option(control, shown(control, options[control.name]))
+        if value is not UNSET:
+            back[control.name] = value
+    assert edit(**back) == edit(**edit.example)
+
+
+def test_an_empty_number_is_left_to_its_default_and_no_slider_moves_a_default():
+    found = {control.name: control for control in controls(installed().edit("decor").Options)}
+    assert shown(found["rank"], None) == "" and option(found["rank"], "") is UNSET
+    assert option(found["rank"], "3") == "3"
+    assert isinstance(widget(found["rank"], []), gr.Textbox)
+    assert isinstance(widget(found["rank_tol"], []), gr.Number)
+    assert isinstance(widget(found["alpha"], []), gr.Slider)
 
 
 # Making it again.

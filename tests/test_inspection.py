@@ -77,6 +77,24 @@ def test_an_edit_of_the_input_shows_in_the_nearest_words_and_the_similarities(sd
     assert plain.difference.abs().max() == 0 and edited.difference.abs().max() > 1e-3
 
 
+class Reworded(Edit):
+    """The encoders read "car" and "fog" for "cat"."""
+
+    name = "reworded"
+
+    def edit_prompt(self, prompt, run):
+        return prompt.replaced(run.span("cat"), "car fog")
+
+
+def test_words_put_in_the_prompt_are_compared_with_themselves(sd1):
+    request = Request(PROMPT, edits=(Reworded(),), steps=1)
+    facts = inspect(sd1, request).encoders[0]
+    assert [token.piece for token in facts.tokens][3:5] == ["car", "fog"]
+    assert not any(token.edited for token in facts.tokens)
+    _, heat = attention_map(sd1, request, "cat")
+    assert heat.max() == 1
+
+
 def test_the_nearest_pieces_leave_out_the_tokens_own(sd1):
     encoder = sd1.encoders[0]
     tokens = encoder.tokenize("cat")
