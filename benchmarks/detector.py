@@ -5,6 +5,9 @@
 A scene counts as right if all its objects, shape and colour, and its background are, and nothing else is found.
 """
 
+# diffusers annotates less than it takes.
+# pyright: reportAttributeAccessIssue=false
+
 import argparse
 import json
 from collections import Counter

@@ -250,8 +250,10 @@ def _sentence(edit: type[Edit], error: ValidationError) -> str:
     if first["type"] == "missing":
         return f'{edit.name} needs the option "{key}": {edit.Options.model_fields[key].description}'
     message = first["msg"].removeprefix("Value error, ")
-    given = "" if key == "options" else f"{key}={first['input']!r}: "
-    return f"{edit.name} cannot take {given}{message[0].lower()}{message[1:]}"
+    message = message[0].lower() + message[1:]
+    if key == "options":
+        return f"{edit.name}: {message}"
+    return f"{edit.name} cannot take {key}={first['input']!r}: {message}"
 
 
 def _listed(words: Iterable[str]) -> str:

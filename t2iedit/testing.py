@@ -165,6 +165,7 @@ def _tensors(conditioning: Conditioning) -> list[Tensor]:
 
 
 def _state(model: Model) -> dict[str, Any]:
+    unet: Any = model.denoiser
     modules = [c for c in model.pipeline.components.values() if isinstance(c, nn.Module)]
     return {
         "weights": [value.clone() for m in modules for value in m.state_dict().values()],
@@ -172,7 +173,7 @@ def _state(model: Model) -> dict[str, Any]:
         "hooks": sum(
             len(p._forward_hooks) + len(p._forward_pre_hooks) for m in modules for p in m.modules()
         ),
-        "attention": [type(p).__name__ for p in model.denoiser.attn_processors.values()],
+        "attention": [type(p).__name__ for p in unet.attn_processors.values()],
     }
 
 

@@ -241,7 +241,8 @@ def test_compare_with_one_edit_has_two_columns(cli):
 def test_edits_lists_and_describes(cli):
     assert "decor" in cli("edits")[1] and "t2i_zero" in cli("edits")[1]
     table = cli("edits", "decor")[1]
-    assert "undesired" in table and "(needed)" in table and "0..1" in table
+    assert "undesired" in table and "0..1" in table
+    assert "(needed)" in cli("edits", "core")[1]
     schema = json.loads(cli("edits", "decor", "--json")[1])
     assert schema["options"]["properties"]["alpha"]["maximum"] == 1
 
@@ -283,7 +284,8 @@ WRONG = {
     "word after the edit's name": (["generate", "a", "-e", "decor", "undesired=x", "a cat"], "put the prompt before"),
     "unknown edit": (["generate", "a cat", "-e", "dekor"], 'did you mean "decor"'),
     "unknown option": (["generate", "a cat", "-e", "decor", "undesired=x", "beta=1"], 'no option "beta"'),
-    "missing option": (["generate", "a cat", "-e", "decor"], 'needs the option "undesired"'),
+    "missing option": (["generate", "a cat", "-e", "core"], 'needs the option "concept"'),
+    "nothing to remove": (["generate", "a cat", "-e", "decor"], "decor: nothing is undesired"),
     "option twice": (["generate", "a cat", "-e", "decor", "undesired=x", "alpha=1", "alpha=0"], "takes alpha once"),
     "option out of range": (["generate", "a cat", "-e", "decor", "undesired=x", "alpha=3"], "alpha='3'"),
     "broken array": (["generate", "a cat", "-e", "decor", "undesired=[x"], "is not a JSON array"),

@@ -136,6 +136,7 @@ def test_painting_tells_of_every_run_and_ends_with_the_results(host):
     said = list(painted(model, both(request), threading.Event()))
     moments, results = said[:-1], said[-1]
     assert moments[0] == Moment(0, 4, 0.0, None) and moments[-1].preview.size == (64, 64)
+    assert isinstance(results, list | tuple)
     plain, edited = (result.image.tobytes() for result in results)
     assert plain == generate(model, request.model_copy(update={"edits": ()})).image.tobytes()
     assert edited == generate(model, request).image.tobytes() != plain
@@ -215,7 +216,7 @@ def test_words_and_runs_of_words_are_offered():
     assert standing("a red cat", ["red", "dog", "cat#2"]) == ["red"]
 
 
-@pytest.mark.parametrize("name", sorted(installed().edits))
+@pytest.mark.parametrize("name", sorted(n for n, e in installed().edits.items() if e.example))
 def test_what_widgets_hold_is_the_option_again(name):
     edit = installed().edit(name)
     options = edit.Options(**edit.example).model_dump(mode="json")

@@ -1,6 +1,7 @@
 """Options, stages and what a run tells its edits."""
 
 import pytest
+from pydantic import Field
 
 import t2iedit
 from t2iedit.errors import EditNotSupported, InvalidOptions, PluginError, UnknownEdit
@@ -32,12 +33,12 @@ def test_stages_are_those_overridden():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({}, 'decor needs the option "undesired": Prompts'),
+        ({}, "decor: nothing is undesired"),
         ({"undesired": ["fog"], "alfa": 1}, 'decor has no option "alfa"; its options are'),
         ({"undesired": ["fog"], "alpha": 2}, "decor cannot take alpha=2: input should be less"),
         ({"undesired": ["fog"], "alpha": float("nan")}, "decor cannot take alpha=nan"),
         ({"undesired": ["fog"], "alpha": "much"}, "decor cannot take alpha='much'"),
-        ({"undesired": []}, "decor cannot take undesired=\\[\\]"),
+        ({"undesired": ["fog"], "rank": 0}, "decor cannot take rank=0"),
         ({"undesired": [" "]}, "an undesired prompt must not be empty"),
         ({"undesired": ["fog"], "start": 0.5, "stop": 0.5}, "start=0.5 must be less than stop"),
     ],
@@ -46,6 +47,18 @@ def test_bad_options_give_one_sentence(options, sentence):
     with pytest.raises(InvalidOptions, match=sentence) as caught:
         Decor(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_option_is_named():
+    with pytest.raises(InvalidOptions, match='needy needs the option "words": What it needs'):
+        Needy()
+
+
+class Needy(t2iedit.Edit):
+    name = "needy"
+
+    class Options(t2iedit.Options):
+        words: str = Field(description="What it needs.")
 
 
 def test_options_cannot_be_changed_afterwards():

@@ -121,9 +121,9 @@ def test_evaluation_runs_on_a_pipeline_folder(tmp_path: Path) -> None:
 def test_settings_come_from_the_folder(tmp_path: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path)
     (tmp_path / "t2iedit.json").write_text('{"steps": 7}')
-    assert open_model(tmp_path)[1] == {"steps": 7, "guidance_scale": 4.0}
+    assert open_model(str(tmp_path))[1] == {"steps": 7, "guidance_scale": 7.5}
 
 
 def test_folder_without_pipeline_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelNotUsable, match="model_index"):
-        open_model(tmp_path)
+        open_model(str(tmp_path))

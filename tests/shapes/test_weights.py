@@ -16,6 +16,7 @@ from t2iedit.shapes.tasks import make_tasks
 
 FOLDER = BUNDLED["shapes"]
 
+
 @pytest.fixture(scope="module")
 def shapes():
     return t2iedit.open_model("shapes")

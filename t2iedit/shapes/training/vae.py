@@ -1,7 +1,7 @@
 """The autoencoder: 128 px to 16 x 16 x 4 latents and back."""
 
 # diffusers and transformers annotate less than they take.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalMemberAccess=false
 
 from pathlib import Path
 
@@ -138,8 +138,8 @@ def train_decoder(
     Latents stay what they were, so this may come after the denoiser.
     """
     size = vae.config["sample_size"]
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(False)
 
     def make_batch(step: int) -> Batch:
         indices = range(step * schedule.batch_size, (step + 1) * schedule.batch_size)
