@@ -33,10 +33,10 @@ format: $(SETUP)
 	$(BIN)/ruff check --fix .
 
 test: $(SETUP)  ## under ten minutes on two cores
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(SETUP)
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 template: $(SETUP)  ## build the wheel, install it and a third-party plugin elsewhere, and find the plugin
 	sh plugins/template/check.sh $(BIN)/python

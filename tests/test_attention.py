@@ -54,7 +54,7 @@ def halved_word(probs):
 
 def test_an_opened_layer_computes_what_explicit_attention_would(sd1):
     difference = denoised(sd1, lambda site: halved_word) - explicit(tiny_model("sd1"), halved_word)
-    assert difference.abs().max() < 1e-6
+    assert difference.abs().max() < 1e-5
     assert (denoised(sd1) - explicit(tiny_model("sd1"), halved_word)).abs().max() > 1e-4
 
 
@@ -110,7 +110,7 @@ def test_other_processors_give_the_same(sd1):
         difference = denoised(sd1, lambda site: halved_word) - denoised(
             other, lambda site: halved_word
         )
-        assert difference.abs().max() < 1e-6
+        assert difference.abs().max() < 1e-5
 
 
 def test_an_ip_adapters_processor_is_opened_too(sd1):

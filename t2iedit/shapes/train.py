@@ -10,6 +10,7 @@ run is started again with the same command. `accelerate launch -m t2iedit.shapes
 import argparse
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -57,7 +58,7 @@ CPU = Preset(
     vae=Schedule(steps=3200, batch_size=16, learning_rate=2e-3),
     text=Schedule(steps=1000, batch_size=192, learning_rate=1e-3, warmup=100, save_every=50),
     denoiser=Schedule(
-        steps=14_000, batch_size=32, learning_rate=1.2e-3, hold=0.6, ema_decay=0.999, save_every=200
+        steps=16_000, batch_size=32, learning_rate=1.2e-3, hold=0.6, ema_decay=0.999, save_every=200
     ),
     turbo=Schedule(steps=1600, batch_size=24, learning_rate=5e-4, warmup=50, save_every=100),
     decoder=Schedule(steps=1200, batch_size=16, learning_rate=8e-4, warmup=50, save_every=100),
@@ -99,25 +100,40 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
     parser.add_argument("--denoiser-steps", type=int, help="instead of the preset's")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="a finished model: its tokenizer, autoencoder and text encoder are kept, its denoiser trained on",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes")
     args = parser.parse_args(argv)
     preset = PRESETS[args.preset]
     if args.denoiser_steps is not None:
         preset = replace(preset, denoiser=replace(preset.denoiser, steps=args.denoiser_steps))
-    train_all(preset, args.output, seed=args.seed, workers=args.workers)
+    train_all(preset, args.output, start=args.start, seed=args.seed, workers=args.workers)
 
 
-def train_all(preset: Preset, output: Path, *, seed: int = 0, workers: int = 0) -> Path:
-    """Every stage that is not done yet, in order; the folder of the finished model."""
-    return _Training(preset, output, seed, workers).finished()
+def train_all(
+    preset: Preset, output: Path, *, start: Path | None = None, seed: int = 0, workers: int = 0
+) -> Path:
+    """Every stage that is not done yet, in order; the folder of the finished model.
+
+    From a finished model in `start`, only the stages from the denoiser on.
+    """
+    if start is not None:
+        for part in ("tokenizer", "vae", "text_encoder"):
+            shutil.copytree(start / part, output / "model" / part, dirs_exist_ok=True)
+    return _Training(preset, output, start, seed, workers).finished()
 
 
 class _Training:
     """The stages, each from a seed of its own, each loaded if it is done already."""
 
-    def __init__(self, preset: Preset, output: Path, seed: int, workers: int) -> None:
-        self.preset, self.seed, self.workers = preset, seed, workers
+    def __init__(
+        self, preset: Preset, output: Path, start: Path | None, seed: int, workers: int
+    ) -> None:
+        self.preset, self.start, self.seed, self.workers = preset, start, seed, workers
         self.accelerator = Accelerator(mixed_precision="bf16")
         self.model, self.work, self.shapes = (
             output / "model",
@@ -180,7 +196,10 @@ class _Training:
     @cached_property
     def unet(self) -> UNet2DConditionModel:
         def make() -> UNet2DConditionModel:
-            fresh = new_unet(self.text_encoder.config.hidden_size)
+            if self.start is None:
+                fresh = new_unet(self.text_encoder.config.hidden_size)
+            else:
+                fresh = UNet2DConditionModel.from_pretrained(self.start / "unet")
             train_denoiser(
                 self.accelerator, fresh, *self._told(), self.preset.denoiser,
                 self.work / "denoiser", self.workers,

@@ -87,6 +87,12 @@ def test_smoke_run_makes_a_folder_that_plain_diffusers_paints_with(tmp_path):
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 40e6
     assert train_all(SMOKE, tmp_path) == folder
     few_steps(pipeline, folder)
+    further = train_all(SMOKE, tmp_path / "further", start=folder)
+    same = [
+        (base / "text_encoder" / "model.safetensors").read_bytes() for base in (folder, further)
+    ]
+    assert same[0] == same[1]
+    few_steps(pipeline, folder)
 
 
 def few_steps(pipeline, folder):
