@@ -246,11 +246,12 @@ def assemble(
     folder: Path,
 ) -> None:
     """The parts as one diffusers folder in float16, which plain `from_pretrained(folder)` loads in float32."""
+    # Copies, since a pipeline casts its parts in place.
     pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text,
+        vae=copy.deepcopy(vae),
+        text_encoder=copy.deepcopy(text),
         tokenizer=tokenizer,
-        unet=unet,
+        unet=copy.deepcopy(unet),
         scheduler=new_scheduler(),
         safety_checker=None,
         feature_extractor=None,

@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
@@ -140,7 +139,7 @@ def levels(scheduler: DDIMScheduler, times: Tensor) -> tuple[Tensor, Tensor]:
 
 def save_turbo(student: UNet2DConditionModel, folder: Path) -> None:
     """The LoRA in float16, as plain diffusers loads it, and what it is to be run with."""
-    weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(student))
+    weights = get_peft_model_state_dict(student)
     half = {key: value.half().contiguous() for key, value in weights.items()}
     unfinished = folder.with_name(folder.name + ".tmp")
     StableDiffusionPipeline.save_lora_weights(unfinished, unet_lora_layers=half)
