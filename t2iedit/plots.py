@@ -1,6 +1,5 @@
-"""Pictures about pictures: labelled grids, and curves."""
+"""Pictures about pictures: labelled grids."""
 
-import math
 import textwrap
 from collections.abc import Sequence
 
@@ -8,7 +7,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 GAP = 8
-COLORS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14))
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -52,35 +50,3 @@ def _wrapped(text: str, font: Font, width: int) -> str:
 def _height(text: str, font: Font) -> int:
     box = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox((0, 0), text or "X", font)
     return round(box[3])
-
-
-def curves(
-    series: dict[str, Sequence[tuple[float, float]]],
-    title: str = "",
-    size: tuple[int, int] = (640, 320),
-) -> Image.Image:
-    """Lines over a common x axis, y logarithmic; each named in its own colour at its end."""
-    width, height = size
-    font: Font = ImageFont.load_default(size=12)
-    page = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(page)
-    points = [point for line in series.values() for point in line if point[1] > 0]
-    right = max(x for x, _ in points)
-    low, high = (math.log10(f(y for _, y in points)) for f in (min, max))
-    left, top, wide, tall = 56, 28, width - 140, height - 60
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        share = (math.log10(y) - low) / max(1e-9, high - low)
-        return left + wide * x / max(1e-9, right), top + tall * (1 - share)
-
-    draw.text((left, 6), title, INK, font)
-    draw.line((left, top, left, top + tall, left + wide, top + tall), INK)
-    for y in (10**low, 10 ** ((low + high) / 2), 10**high):
-        draw.text((4, place(0, y)[1] - 6), f"{y:.2g}", INK, font)
-    draw.text((left + wide - 40, top + tall + 6), f"{right:g}", INK, font)
-    for index, (name, line) in enumerate(series.items()):
-        color = COLORS[index % len(COLORS)]
-        draw.line([place(x, y) for x, y in line if y > 0], color, 2)
-        x, y = place(*line[-1])
-        draw.text((x + 4, y - 6), name, color, font)
-    return page
