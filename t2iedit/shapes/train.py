@@ -58,11 +58,11 @@ CPU = Preset(
     vae=Schedule(steps=3200, batch_size=16, learning_rate=2e-3),
     text=Schedule(steps=1000, batch_size=192, learning_rate=1e-3, warmup=100, save_every=50),
     denoiser=Schedule(
-        steps=16_000, batch_size=32, learning_rate=1.2e-3, hold=0.6, ema_decay=0.999, save_every=200
+        steps=8000, batch_size=64, learning_rate=1e-3, hold=0.6, ema_decay=0.999, save_every=100
     ),
     turbo=Schedule(steps=1600, batch_size=24, learning_rate=5e-4, warmup=50, save_every=100),
     decoder=Schedule(steps=1200, batch_size=16, learning_rate=8e-4, warmup=50, save_every=100),
-    scenes=60_000,
+    scenes=100_000,
 )
 GPU = Preset(
     vae=Schedule(steps=12_000, batch_size=64, learning_rate=2e-3),

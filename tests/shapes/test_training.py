@@ -10,8 +10,9 @@ from diffusers import LCMScheduler, StableDiffusionPipeline
 from torch import nn
 
 from t2iedit.shapes.train import SMOKE, train_all
-from t2iedit.shapes.training.denoiser import new_scheduler
+from t2iedit.shapes.training.denoiser import new_scheduler, new_unet, timestep_chances
 from t2iedit.shapes.training.loop import Schedule, train
+from t2iedit.shapes.training.optimizers import OUTER, FlatMuon, muon
 from t2iedit.shapes.training.scenes_by_step import caption_of, picture, scene
 from t2iedit.shapes.training.tokenizer import learn_tokenizer
 from t2iedit.shapes.training.turbo import consistency_loss, consistent, from_velocity, levels
@@ -146,3 +147,39 @@ def test_a_student_that_knows_the_picture_has_no_loss():
     loss = consistency_loss(Knows(), Knows(), new_scheduler(), batch, rows, rows)
     assert loss < 1e-4
     assert consistency_loss(Guess(), Knows(), new_scheduler(), batch, rows, rows) > 3e-3
+
+
+def test_timesteps_are_drawn_where_shapes_are_decided():
+    scheduler = new_scheduler()
+    chances = timestep_chances(scheduler)
+    assert chances.sum() == pytest.approx(1)
+    assert chances.min() >= 0.1 / 1000
+    signal = scheduler.alphas_cumprod
+    decisive = chances[(signal / (1 - signal) > 0.05) & (signal / (1 - signal) < 10)].sum()
+    assert decisive > 0.75
+
+
+def test_muon_steps_on_a_convolution_as_on_its_matrix():
+    torch.manual_seed(0)
+    convolution, matrix = nn.Conv2d(3, 4, 3, bias=False), nn.Linear(27, 4, bias=False)
+    matrix.weight.data = convolution.weight.data.reshape(4, 27).clone()
+    gradient = torch.randn(4, 27)
+    for module in (convolution, matrix):
+        own = FlatMuon([module.weight], 0.1, 0.0)
+        for _ in range(2):
+            module.weight.grad = gradient.reshape(module.weight.shape).clone()
+            own.step()
+            own.zero_grad()
+            assert module.weight.grad is None
+    assert torch.equal(convolution.weight.reshape(4, 27), matrix.weight)
+
+
+def test_muon_leaves_vectors_and_outer_layers_to_adamw():
+    unet = new_unet(8, channels=(32, 32))
+    outer, inner = muon(unet, 1e-3, 0.01)
+    count = len(list(unet.parameters()))
+    matrices = [name for name, each in unet.named_parameters() if each.ndim > 1]
+    apart = [name for name in matrices if name.startswith(OUTER)]
+    assert len(inner.flat) == len(matrices) - len(apart)
+    assert sum(len(group["params"]) for group in outer.param_groups) == count - len(inner.flat)
+    assert len(apart) == 4

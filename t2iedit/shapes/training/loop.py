@@ -12,7 +12,10 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
+
+from t2iedit.shapes.training.optimizers import MakeOptimizers, adamw
 
 Batch = dict[str, Tensor]
 Losses = dict[str, Tensor]
@@ -58,18 +61,19 @@ def train(
     folder: Path,
     *,
     workers: int = 0,
+    make_optimizers: MakeOptimizers = adamw,
 ) -> None:
     """Train `module` in place to the end of `schedule`, from the newest checkpoint in `folder` if there is one.
 
     `losses` gives named terms; their sum is minimised. Where the schedule has an EMA, the module ends with it.
     """
-    optimizer = torch.optim.AdamW(
-        module.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
-    )
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, schedule))
-    wrapped, optimizer = accelerator.prepare(module, optimizer)
+    # After the module has moved to its device, since an optimizer may hold views of the weights.
+    wrapped = accelerator.prepare(module)
+    optimizers = make_optimizers(module, schedule.learning_rate, schedule.weight_decay)
+    rates = [LambdaLR(each, lambda step: _rate(step, schedule)) for each in optimizers]
+    optimizers = [accelerator.prepare(each) for each in optimizers]
     ema = _average(module, schedule)
-    step = _resume(folder, module, optimizer, rates, ema)
+    step = _resume(folder, module, [*optimizers, *rates], ema)
     batches = Steps(_own_share(accelerator, make_batch), step, schedule.steps)
     loader = DataLoader(batches, batch_size=None, num_workers=workers)
     log = _Log(folder / "log.jsonl", schedule)
@@ -79,16 +83,17 @@ def train(
             terms = losses(wrapped, batch, step)
         accelerator.backward(sum(terms.values(), start=torch.zeros((), device=accelerator.device)))
         accelerator.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        rates.step()
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            rate.step()
         step += 1
         if ema is not None:
             ema.step(module.parameters())
         if accelerator.is_main_process:
             log.add(step, terms)
             if step % schedule.save_every == 0 or step == schedule.steps:
-                _save(folder, step, module, optimizer, rates, ema)
+                _save(folder, step, module, [*optimizers, *rates], ema)
     accelerator.wait_for_everyone()
     if ema is not None:
         ema.copy_to(module.parameters())
@@ -117,12 +122,11 @@ def _average(module: nn.Module, schedule: Schedule) -> EMAModel | None:
     )
 
 
-def _save(folder: Path, step: int, module, optimizer, rates, ema: EMAModel | None) -> None:
+def _save(folder: Path, step: int, module, steppers: list, ema: EMAModel | None) -> None:
     state = {
         "step": step,
         "module": module.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "rates": rates.state_dict(),
+        "steppers": [each.state_dict() for each in steppers],
         "ema": None if ema is None else ema.state_dict(),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +135,7 @@ def _save(folder: Path, step: int, module, optimizer, rates, ema: EMAModel | Non
     unfinished.replace(folder / "checkpoint.pt")
 
 
-def _resume(folder: Path, module, optimizer, rates, ema: EMAModel | None) -> int:
+def _resume(folder: Path, module, steppers: list, ema: EMAModel | None) -> int:
     path = folder / "checkpoint.pt"
     if not path.exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -139,8 +143,8 @@ def _resume(folder: Path, module, optimizer, rates, ema: EMAModel | None) -> int
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
     module.load_state_dict(state["module"])
-    optimizer.load_state_dict(state["optimizer"])
-    rates.load_state_dict(state["rates"])
+    for each, saved in zip(steppers, state["steppers"], strict=True):
+        each.load_state_dict(saved)
     if ema is not None:
         ema.load_state_dict(state["ema"])
         ema.to(next(module.parameters()).device)
