@@ -58,7 +58,7 @@ CPU = Preset(
     vae=Schedule(steps=3200, batch_size=16, learning_rate=2e-3),
     text=Schedule(steps=1000, batch_size=192, learning_rate=1e-3, warmup=100, save_every=50),
     denoiser=Schedule(
-        steps=8000, batch_size=64, learning_rate=1e-3, hold=0.6, ema_decay=0.999, save_every=100
+        steps=8000, batch_size=64, learning_rate=1e-3, hold=0.4, ema_decay=0.999, save_every=100
     ),
     turbo=Schedule(steps=1600, batch_size=24, learning_rate=5e-4, warmup=50, save_every=100),
     decoder=Schedule(steps=1200, batch_size=16, learning_rate=8e-4, warmup=50, save_every=100),
