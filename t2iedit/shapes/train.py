@@ -259,9 +259,18 @@ def assemble(
     )
     pipeline.to(dtype=torch.float16).save_pretrained(folder)
     # transformers loads in the dtype the config names, diffusers in float32: they must agree.
-    config = folder / "text_encoder" / "config.json"
-    config.write_text(config.read_text().replace('"float16"', '"float32"'))
+    _rewrite(folder / "text_encoder" / "config.json", dtype="float32")
+    for part in ("unet", "vae"):
+        # Else it names a folder of the machine that trained it.
+        _rewrite(folder / part / "config.json", _name_or_path=None)
     (folder / "t2iedit.json").write_text(json.dumps(SETTINGS) + "\n")
+
+
+def _rewrite(path: Path, **changes: str | None) -> None:
+    """Change fields of a JSON file; None removes one."""
+    fields = json.loads(path.read_text()) | changes
+    kept = {key: value for key, value in fields.items() if value is not None or key not in changes}
+    path.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def _save(accelerator: Accelerator, part: Any, folder: Path) -> None:
