@@ -88,7 +88,7 @@ class Edit:
             )
         cls.stages = tuple(s for s in STAGES if getattr(cls, s) is not getattr(Edit, s))
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, /, **options: Any) -> None:
         """Raises `InvalidOptions` for what `Options` does not allow."""
         try:
             self.options = self.Options(**options)

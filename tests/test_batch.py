@@ -104,7 +104,18 @@ def test_defaults_fill_what_a_line_leaves_out(tmp_path):
     [
         ("{", "this is not JSON"),
         ("[]", 'with at least a "prompt"'),
-        ('{"steps": 3}', 'with at least a "prompt"'),
+        ('{"steps": 3}', 'needs at least a "prompt"'),
+        ('{"prompt": "a", "self": 1}', 'a request has no "self"'),
+        ('{"prompt": "\\ud800"}', "bytes that are no characters"),
+        ('{"prompt": "a", "edits": [{"name": ["decor"]}]}', "an edit is"),
+        ('{"prompt": "a", "edits": [{"name": "decor", "options": []}]}', "an edit is"),
+        (
+            '{"prompt": "a", "edits": [{"name": "decor", "options": {"self": 1}}]}',
+            'no option "self"',
+        ),
+        ('{"prompt": "a", "loras": 3}', "loras is a list"),
+        ('{"prompt": "a", "loras": [{"file": "x", "size": 1}]}', 'loras.0 has no "size"'),
+        ('{"prompt": "a", "seeds": "0..' + "9" * 5000 + '"}', "a seed is a whole number"),
         ('{"prompt": "a", "stepps": 3}', 'a request has no "stepps"'),
         ('{"prompt": "a", "edits": [{"name": "dekor"}]}', 'did you mean "decor"'),
         ('{"prompt": "a", "size": "big"}', "write width x height"),
@@ -123,8 +134,38 @@ def test_bytes_and_rows_that_are_none_are_bad_lines(tmp_path):
     assert [line.error is None for line in read_lines(tmp_path / "r.txt")] == [True, False, True]
     long = written(tmp_path / "r.csv", "prompt", "a cat", "a,b", "a dog")
     assert [line.error is None for line in read_lines(long)] == [True, False, True]
-    with pytest.raises(InvalidRequest, match="there is no file"):
-        list(read_lines(tmp_path / "none.jsonl"))
+    long.write_bytes(b"prompt\na cat\n\xff\xfe\na dog\n")
+    assert [line.error is None for line in read_lines(long)] == [True, False, True]
+
+
+def test_every_field_of_a_request_has_its_form_in_csv(tmp_path):
+    path = written(
+        tmp_path / "r.csv",
+        "prompt, loras,prompts,steps",
+        'a cat,style.safetensors:0.5,"{""clip_g"": ""a, b""}",3',
+        'a cat,"[""a.safetensors"", ""b.safetensors""]",,',
+    )
+    first, second = (line.request for line in read_lines(path))
+    assert [(lora.file, lora.scale) for lora in first.loras] == [("style.safetensors", 0.5)]
+    assert first.prompts == {"clip_g": "a, b"} and first.steps == 3
+    assert [lora.file for lora in second.loras] == ["a.safetensors", "b.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("none.jsonl", None, "there is no file"),
+        ("r.csv", "promt,seed\na,1\n", 'no "promt"; did you mean "prompt"'),
+        ("r.csv", "prompt;seed\na;1\n", "with commas between them"),
+        ("r.csv", "a\0b\n", "is not CSV|has no"),
+        ("r.jsnl", "{}\n", "says nothing of its form"),
+    ],
+)
+def test_file_that_cannot_be_read_at_all_is_one_sentence(tmp_path, name, text, sentence):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InvalidRequest, match=sentence):
+        list(read_lines(tmp_path / name))
 
 
 # Painting.
