@@ -36,16 +36,24 @@ def condition(runs: Sequence[Run], known: Known | None = None) -> list[Condition
         # After patches, since a LoRA changes the encoders too.
         marks = model.marks
         for run in runs:
-            if run.given is not None and run.given.origin is not None:
-                check_same_encoders(
-                    run.given.origin.encoders, marks, "the conditioning", "the model"
-                )
+            _check_encoders(run, marks)
         prompts = _encode([Job(run, at) for run in runs for at in run.boundaries()], known)
         guided = [run for run in runs if run.guided]
         negatives = _encode(
             [Job(run, at, negative=True) for run in guided for at in run.boundaries()], known
         )
     return [_phases(run, prompts, negatives, marks) for run in runs]
+
+
+def check_encoders(run: Run) -> None:
+    """Raises `ConditioningNotUsable` if the run starts from a conditioning of other encoders than its model has now."""
+    with run.model.skipping(run.clip_skip):
+        _check_encoders(run, run.model.marks)
+
+
+def _check_encoders(run: Run, marks: tuple[EncoderMark, ...]) -> None:
+    if run.given is not None and run.given.origin is not None:
+        check_same_encoders(run.given.origin.encoders, marks, "the conditioning", "the model")
 
 
 def _apart(runs: Sequence[Run], skips: set[int | None], known: Known | None) -> list[Conditioning]:
@@ -128,7 +136,9 @@ def _encode_one(
                 _warn_of_loss(job.run, tokens)
             with job.reading(encoder):
                 unique[key] = tokens, _token_embeds(encoder, tokens, job.edits, job.run)
-    encoded = _through(encoder, unique, known)
+    # What a text comes to depends on the layer that is read and on what is patched.
+    place = encoder.name, encoder.layer, jobs[0].run.model.patched
+    encoded = _through(encoder, unique, {} if known is None else known, place)
     return [
         _edited(encoded[key] if found is None else found, job, encoder)
         for key, job, found in zip(keys, jobs, given, strict=True)
@@ -150,12 +160,13 @@ def _worded(job: Job, encoder: TextEncoder) -> Wording:
 
 
 def _through(
-    encoder: TextEncoder, texts: dict[tuple, tuple[Tokens, Tensor | None]], known: Known | None
+    encoder: TextEncoder,
+    texts: dict[tuple, tuple[Tokens, Tensor | None]],
+    known: Known,
+    place: tuple,
 ) -> dict[tuple, TextEmbedding]:
     """The texts through the encoder, in one pass, but for those known already; weighted as their scripts say."""
-    kept: Known = {} if known is None else known
-    place = encoder.name, encoder.layer
-    found = {key: kept[place, key] for key in texts if (place, key) in kept}
+    found = {key: known[place, key] for key in texts if (place, key) in known}
     by_compel = [key for key in texts if key not in found and key[0].reading == "compel"]
     found |= {key: compel_reading.encode(encoder, key[0]) for key in by_compel}
     missing = {key: value for key, value in texts.items() if key not in found}
@@ -164,8 +175,8 @@ def _through(
         for key, embedding in zip(missing, encoder.encode_batch(tokens, embeds), strict=True):
             found[key] = weighted(embedding, key[0])
     for key, (_, embeds) in texts.items():
-        if embeds is None and (place, key) not in kept:
-            kept[place, key] = found[key]
+        if embeds is None and (place, key) not in known:
+            known[place, key] = found[key]
     return found
 
 

@@ -56,16 +56,14 @@ def generate(
     `on_step` hears of every step and `on_image` of every image with its one-seed request; either may raise to stop.
     `inputs` is whatever else the pipeline takes: the `image` and `strength` of image-to-image, a `mask_image`, the
     `image` of a ControlNet, an `ip_adapter_image`. `known` keeps encoded texts from one call to the next, for as long
-    as nothing is done to the model in between.
+    as nobody else changes the model in between.
 
     At `batch_size` 1 each image equals, bit for bit, the one its seed gives alone.
     """
     run = start(model, request, conditioning, **inputs)
     images: list[Image] = []
     with model.lock:
-        changed = model.patch(patches(run))
-        if changed and known is not None:
-            known.clear()
+        model.patch(patches(run))
         (told,) = condition([run], known)
         for image, seed in denoise(run, told, on_step=on_step, batch_size=batch_size):
             single = request.for_seed(seed)
