@@ -262,6 +262,6 @@ def _take(lock: int, path: Path) -> None:
 def _parsed(line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}

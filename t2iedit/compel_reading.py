@@ -24,7 +24,7 @@ def encode(encoder: TextEncoder, script: Script) -> TextEmbedding:
         device=str(encoder.device),
     )
     conjunction = _conjunction(script)
-    with torch.no_grad():
+    with torch.no_grad(), encoder.lock:
         hidden, ids, _ = reader.build_conditioning_tensor_for_conjunction(
             conjunction, return_tokenization=True
         )

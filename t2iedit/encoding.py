@@ -1,7 +1,7 @@
 """Prompts to conditionings: one forward pass an encoder, then the edits, in the user's order."""
 
 from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +32,10 @@ def condition(runs: Sequence[Run], known: Known | None = None) -> list[Condition
     model, skips = runs[0].model, {run.clip_skip for run in runs}
     if len(skips) > 1:
         return _apart(runs, skips, known)
-    with model.skipping(*skips):
+    with ExitStack() as stack:
+        stack.enter_context(model.skipping(*skips))
+        for encoder in model.encoders:
+            stack.enter_context(encoder.remembering())
         # After patches, since a LoRA changes the encoders too.
         marks = model.marks
         for run in runs:
@@ -229,8 +232,10 @@ def _phases(
 
 def _origin(run: Run, marks: tuple[EncoderMark, ...]) -> Origin:
     edits = [edit_to_json(edit) for edit in run.edits]
-    if run.given is not None and run.given.origin is not None:
-        return run.given.origin.then(edited=edits) if edits else run.given.origin
+    if run.given is not None:
+        by_hand = Origin(run.model.family, marks, ({"made": "by hand"},))
+        origin = run.given.origin or by_hand
+        return origin.then(edited=edits) if edits else origin
     step = {"prompt": run.prompt, "negative": run.negative, "edits": edits}
     made_by = {"model": run.model.name, "fingerprint": run.model.fingerprint}
     return Origin(run.model.family, marks, ({"encoded": step | made_by},))
@@ -258,7 +263,8 @@ def _record_change(edit: Edit, edited: TextEmbedding, before: TextEmbedding, run
     """The relative change of all rows but BOS, the largest over the run, so nobody wonders if it did anything."""
     free = before.tokens.of(Kind.WORD, Kind.EOT, Kind.PAD)
     rows = before.hidden[free].float()
-    change = ((edited.hidden[free].float() - rows).norm() / rows.norm()).item()
+    tiny = torch.finfo(torch.float32).tiny
+    change = ((edited.hidden[free].float() - rows).norm() / rows.norm().clamp_min(tiny)).item()
     index = next(i for i, candidate in enumerate(run.edits) if candidate is edit)
     changes = run.report["edits"][index].get("change", {})
     name = before.tokens.encoder

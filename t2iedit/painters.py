@@ -129,7 +129,11 @@ class Painter:
 
 
 class _Recent(OrderedDict[Any, Any]):
-    """A dictionary that forgets its oldest entries."""
+    """A dictionary that forgets what was not asked for longest."""
+
+    def __getitem__(self, key: Any) -> Any:
+        self.move_to_end(key)
+        return super().__getitem__(key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         super().__setitem__(key, value)

@@ -12,8 +12,8 @@ from t2iedit.errors import InvalidRequest
 from t2iedit.painters import Made, Painter, Setup, Task
 from t2iedit.workers import TRIES, given_up
 
-PATIENCE = 30.0
-"""Seconds without room for a single model after which the user is told."""
+PATIENCE = 60.0
+"""Seconds without a single actor at work after which the user is told."""
 STORE = 256 << 20
 """Bytes for images on their way, on a Ray of our own."""
 
@@ -86,7 +86,8 @@ class _Crew:
                 yield from self._hear(ready[0])
             elif not self._busy() and not told:
                 told = True
-                warn([f"Ray has no room yet for a model with {self.wants}; waiting"])
+                wants = ", ".join(f"{what} {number}" for what, number in self.wants.items())
+                warn([f"Ray has started no actor yet ({wants} for each); waiting for room"])
 
     def _busy(self) -> bool:
         return any(work is not None for _, work in self.running.values())
@@ -142,7 +143,8 @@ def _connect(ray: Any, address: str | None) -> None:
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     try:
         ray.init(address=address or "local", **quiet)
-    except (ConnectionError, OSError, ValueError, RuntimeError) as error:
+    # Ray raises bare exceptions too.
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         if address is None:
             raise InvalidRequest(f"Ray cannot be started on this machine ({reason})") from error

@@ -206,6 +206,52 @@ def test_controlnet_goes_through_the_same_call():
     assert np.array_equal(mine, pixels(direct))
 
 
+def with_ip_adapter(pipeline):
+    """An IP-Adapter of random weights, loaded the way diffusers loads one from a file."""
+    unet, width = pipeline.unet, pipeline.unet.config.cross_attention_dim
+    channels, layers = unet.config.block_out_channels, {}
+    cross = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
+    for number, name in enumerate(cross):
+        place, block = name.split(".")[:2]
+        side = list(reversed(channels)) if place == "up_blocks" else channels
+        size = channels[-1] if place == "mid_block" else side[int(block)]
+        for part in ("to_k_ip", "to_v_ip"):
+            layers[f"{2 * number + 1}.{part}.weight"] = torch.randn(size, width)
+    projection = {
+        "proj.weight": torch.randn(4 * width, width),
+        "proj.bias": torch.zeros(4 * width),
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+    }
+    unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": layers}])
+    return [torch.randn(2, 1, width)]
+
+
+def test_loaded_ip_adapter_goes_through_the_same_call_and_stays():
+    torch.manual_seed(0)
+    pipeline = tiny_pipeline("sd1")
+    embeds = with_ip_adapter(pipeline)
+    before = dict(pipeline.unet.attn_processors)
+    model = t2iedit.open_model(pipeline)
+    request = t2iedit.Request(PROMPT, steps=2, seed=3)
+    mine = pixels(t2iedit.generate(model, request, ip_adapter_image_embeds=embeds).image)
+    direct = pipeline(
+        PROMPT,
+        ip_adapter_image_embeds=embeds,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(3),
+    ).images[0]
+    assert np.array_equal(mine, pixels(direct))
+    edits = (
+        Decor(undesired=["fog"], start=0.5),
+        installed().edit("t2i_zero")(concepts=["red cat", "blue dog"], suppression=0.5),
+    )
+    edited = request.model_copy(update={"edits": edits})
+    other = pixels(t2iedit.generate(model, edited, ip_adapter_image_embeds=embeds).image)
+    assert not np.array_equal(mine, other)
+    assert pipeline.unet.attn_processors == before
+
+
 # Weights that wait elsewhere.
 
 
