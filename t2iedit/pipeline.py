@@ -153,10 +153,19 @@ def start(model: Model, request: Request, given: Conditioning | None = None, **i
             run.warn(note)
         for edit in run.edits:
             check_window(edit)
+            _check_weights(model, edit)
             if "edit_attention" in edit.stages and edit.attends(run):
                 openable(model.denoiser)
             edit.check(run)
     return run
+
+
+def _check_weights(model: Model, edit: Edit) -> None:
+    """Raises `EditNotSupported` for a patch of weights that come and go one layer at a time."""
+    if "patch_model" in edit.stages and any(p.is_meta for p in model.denoiser.parameters()):
+        raise EditNotSupported(
+            f"{edit.name} changes weights that sequential offloading keeps elsewhere; use --offload model"
+        )
 
 
 def _scripts(model: Model, request: Request) -> dict[tuple[str, bool], Script]:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 import t2iedit
-from t2iedit.errors import InvalidRequest, ModelNotUsable
+from t2iedit.errors import EditNotSupported, InvalidRequest, ModelNotUsable
 from t2iedit.plugins import installed
 from t2iedit.testing import tiny_model
 from t2iedit.tiny import tiny_pipeline
@@ -277,12 +277,28 @@ def test_offload_paints_the_same_with_edits_on_a_gpu(family, how):
     assert model.device.type == "cuda"
 
 
-def test_model_offload_paints_the_same_with_edits():
-    edits = [Decor(undesired=["fog"], start=0.4)]
-    expected = painted(tiny_model("sdxl"), *edits)
-    pipeline = tiny_pipeline("sdxl")
+EDITS = {
+    "decor": {"undesired": ["fog"], "start": 0.4},
+    "t2i_zero": {"concepts": ["red cat", "blue dog"], "suppression": 0.5},
+    "mixdq": {},
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_model_offload_paints_the_same_with_edits_and_patches(name):
+    edit = installed().edit(name)(**EDITS[name])
+    plain, pipeline = tiny_model("sd1"), tiny_pipeline("sd1")
     pipeline.enable_model_cpu_offload(device="cpu")
-    assert np.array_equal(painted(t2iedit.open_model(pipeline), *edits), expected)
+    offloaded = t2iedit.open_model(pipeline)
+    assert np.array_equal(painted(offloaded, edit), painted(plain, edit))
+    assert np.array_equal(painted(offloaded), painted(plain))
+
+
+def test_patches_of_weights_that_sequential_offload_keeps_elsewhere_are_refused():
+    pipeline = tiny_pipeline("sd1")
+    pipeline.enable_sequential_cpu_offload(device="cpu")
+    with pytest.raises(EditNotSupported, match="use --offload model"):
+        painted(t2iedit.open_model(pipeline), installed().edit("mixdq")())
 
 
 def test_offload_without_a_gpu_is_refused():

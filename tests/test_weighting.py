@@ -9,6 +9,7 @@ import torch
 import t2iedit
 from t2iedit.errors import EditNotSupported, InvalidRequest, SpanNotFound
 from t2iedit.plugins import installed
+from t2iedit.testing import tiny_model
 from t2iedit.text import Kind
 from t2iedit.weighting import parse
 
@@ -257,6 +258,20 @@ def test_a1111s_weights_can_be_read_as_compels(model):
     mine = encoded(model, "a (red:1.4) cat and a blue dog", syntax="a1111", weights="compel")
     pairs = zip(mine, theirs, strict=True)
     assert all(torch.allclose(a.hidden, b.hidden, atol=1e-5) for a, b in pairs)
+
+
+@needs_compel
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_compel_reads_for_t5_too(family):
+    model = tiny_model(family)
+    plain, same = encoded(model, "a red cat"), encoded(model, "a red cat", syntax="compel")
+    weighed = encoded(model, "a red++ cat", syntax="compel")
+    for before, mine, other in zip(plain, same, weighed, strict=True):
+        assert torch.allclose(mine.hidden, before.hidden, atol=1e-5)
+        assert mine.tokens.kinds == before.tokens.kinds == other.tokens.kinds
+        assert mine.tokens.offsets == before.tokens.offsets == other.tokens.offsets
+        assert not torch.allclose(other.hidden, before.hidden, atol=1e-4)
 
 
 @needs_compel
