@@ -1,23 +1,23 @@
-"""Seconds per image of a model on this machine, with and without DECOR, and how long opening it takes.
+"""Seconds per image of a model on this machine, with and without DECOR, and what a thousand images come to.
 
-python benchmarks/throughput.py [-m MODEL] [--steps N] [--size WxH] [--images N] [--quick]
+    python benchmarks/throughput.py [-m MODEL] [--steps N] [--size WxH] [--images N] [--quick]
+
+Plain and edited images take turns. A figure is the median of the images with the smallest and the largest; opening the
+model is timed once and stands apart, since a batch does it once a worker.
 """
 
 import argparse
-import json
-import statistics
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from common import row, save, show
 
 import t2iedit
 from t2iedit.plugins import installed
 from t2iedit.request import parse_size
 from t2iedit.tiny import tiny_pipeline
-
-HERE = Path(__file__).parent
 
 
 def main() -> None:
@@ -27,40 +27,51 @@ def main() -> None:
     parser.add_argument("--size")
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--quick", action="store_true", help="a tiny random model, two images")
-    parser.add_argument("-o", "--output", default=HERE / "results" / "throughput.json", type=Path)
     args = parser.parse_args()
     begin = time.perf_counter()
     model = t2iedit.open_model(tiny_pipeline("sd1") if args.quick else args.model)
     opening = time.perf_counter() - begin
     size = None if args.size is None else parse_size(args.size, "--size")
-    values: dict[str, Any] = {"steps": 2 if args.quick else args.steps, "size": size}
-    count = 2 if args.quick else args.images
+    request = t2iedit.Request(
+        "a red circle and a blue square", steps=2 if args.quick else args.steps, size=size
+    )
+    rows = [row(args.model, "opening, s", [opening])]
+    for label, taken in measured(model, request, 2 if args.quick else args.images).items():
+        rows.append(row(args.model, f"s per image, {label}", taken))
+        hours = [1000 * seconds / 3600 for seconds in taken]
+        rows.append(row(args.model, f"h per 1000 images, {label}", hours))
+    show(rows)
+    if not args.quick:
+        save(
+            f"throughput-{args.model.rstrip('/').rpartition('/')[2]}",
+            rows,
+            settings(model, request),
+        )
+
+
+def measured(
+    model: t2iedit.Model, request: t2iedit.Request, count: int
+) -> dict[str, Sequence[float]]:
+    """Seconds of each image but the first, which warms up."""
     decor = installed().edit("decor")(undesired=["fog"])
-    name = f"{args.model} on {device(model)}"
-    rows = [{"name": name, "metric": "opening, s", "n": 1, "value": round(opening, 3)}]
-    for label, edits in (("plain", ()), ("decor", (decor,))):
-        request = t2iedit.Request("a red circle and a blue square", edits=edits, **values)
-        taken = [once(model, request.for_seed(seed)) for seed in range(count + 1)][1:]
-        low, high = min(taken), max(taken)
-        figures = {"value": statistics.median(taken), "low": low, "high": high}
-        rounded = {key: round(value, 4) for key, value in figures.items()}
-        rows.append({"name": name, "metric": f"s per image, {label}", "n": count} | rounded)
-    for row in rows:
-        print(row)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(rows, indent=1) + "\n")
+    sides = {"plain": (), "decor": (decor,)}
+    taken: dict[str, list[float]] = {label: [] for label in sides}
+    for seed in range(count + 1):
+        for label, edits in sides.items():
+            single = request.model_copy(update={"edits": edits, "seeds": (seed,)})
+            begin = time.perf_counter()
+            t2iedit.generate(model, single)
+            taken[label].append(time.perf_counter() - begin)
+    return {label: values[1:] for label, values in taken.items()}
 
 
-def once(model: t2iedit.Model, request: t2iedit.Request) -> float:
-    begin = time.perf_counter()
-    t2iedit.generate(model, request)
-    return time.perf_counter() - begin
-
-
-def device(model: t2iedit.Model) -> str:
-    if model.device.type == "cuda":
-        return torch.cuda.get_device_name(model.device)
-    return f"CPU, {torch.get_num_threads()} threads"
+def settings(model: t2iedit.Model, request: t2iedit.Request) -> dict[str, Any]:
+    return {
+        "steps": request.steps or model.defaults.steps,
+        "size": request.size or model.defaults.size,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name() if model.device.type == "cuda" else "CPU",
+    }
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Many requests into one folder: nothing twice, nothing half-written, and one line of results for each image."""
 
+import errno
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from t2iedit import digests, lora
 from t2iedit.conditioning import Conditioning
 from t2iedit.errors import InvalidRequest, OutputNotWritable, RecipeNotUsable, UserError
-from t2iedit.painters import Made, Setup, Task
+from t2iedit.painters import FACTS, Made, Setup, Task
 from t2iedit.provenance import read_recipe, unwritable, write_whole
 from t2iedit.request import Request
 from t2iedit.request_files import Line
@@ -19,11 +20,12 @@ from t2iedit.request_files import Line
 RESULTS = "results.jsonl"
 LOCK = ".lock"
 KEY_DIGITS = 20
+KINSHIP = ("model", "dtype", "fingerprint")
 SEEDS_A_TASK = 8
 """A line of many seeds is split, so that it can be shared among workers."""
 
-Engine = Callable[[list[Task], Setup], Iterable[Made]]
-"""Tasks to what came of them, in any order."""
+Engine = Callable[[list[Task], Setup], Generator[Made, None, None]]
+"""Tasks to what came of their images, in any order."""
 
 
 @dataclass
@@ -51,7 +53,8 @@ class Folder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.records: dict[str, dict[str, Any]] = {}
-        self.fingerprints: dict[str, str] = {}
+        self.fingerprints: dict[tuple[str, str], str] = {}
+        """Of finished images, by model and dtype."""
 
     @contextmanager
     def held(self) -> Iterator["Folder"]:
@@ -88,16 +91,12 @@ class Folder:
     def keep(self, made: Made, lines: list[int]) -> Path | None:
         """Write an image, then its line of results; of a failure the line alone."""
         if made.png is None or made.key is None:
-            self._append({"lines": [made.line], "error": made.error})
+            self._append({"lines": lines, "seed": made.seed, "error": made.error})
             return None
         path = self.image(made.key)
         write_whole(path, made.png)
         self._record(made.key, lines, made.seed, made.seconds, made.facts)
         return path
-
-    def complain(self, line: int, error: str) -> None:
-        """One line of results for a request that cannot be."""
-        self._append({"lines": [line], "error": error})
 
     def _record(
         self, key: str, lines: list[int], seed: Any, seconds: float | None, facts: dict[str, Any]
@@ -113,22 +112,19 @@ class Folder:
         self._append(self.records[key])
 
     def _recover(self, key: str, recipe: dict[str, Any], made_with: dict[str, Any]) -> None:
-        facts = {
-            "model": recipe.get("model"),
-            "fingerprint": made_with.get("fingerprint"),
-            "threads": made_with.get("threads"),
-            "warnings": [],
-            "edits": made_with.get("edits", []),
-            "recovered": True,
-        }
+        facts = {name: (recipe | made_with).get(name) for name in FACTS}
+        facts |= {"warnings": [], "edits": made_with.get("edits", []), "recovered": True}
         self._record(key, [], (recipe.get("seeds") or [None])[0], None, facts)
 
     def _append(self, record: dict[str, Any]) -> None:
-        """One write a line, so that a crash leaves at most the end of one line missing."""
-        line = json.dumps(record, ensure_ascii=False) + "\n"
+        """One write a line, so that a crash leaves at most the end of one line missing, and a full disc nothing of it."""
+        line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
         try:
             with (self.path / RESULTS).open("ab", buffering=0) as file:
-                file.write(line.encode())
+                end = file.tell()
+                if file.write(line) < len(line):
+                    file.truncate(end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise unwritable(self.path / RESULTS, error) from error
 
@@ -140,13 +136,16 @@ class Folder:
             lines = (self.path / RESULTS).read_bytes().splitlines()
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise unwritable(self.path / RESULTS, error) from error
         for line in lines:
             record = _parsed(line)
             key = record.get("key")
             if isinstance(key, str) and self.image(key).exists():
                 self.records[key] = record
-                if record.get("model") and record.get("fingerprint"):
-                    self.fingerprints[record["model"]] = record["fingerprint"]
+                model, dtype, fingerprint = (record.get(name) for name in KINSHIP)
+                if model and dtype and fingerprint:
+                    self.fingerprints[model, dtype] = fingerprint
         kept = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in self.records.values())
         write_whole(self.path / RESULTS, kept.encode())
 
@@ -167,7 +166,7 @@ def plan(lines: Iterable[Line], folder: Folder | None) -> Plan:
             made.errors[line.number] = str(error)
             continue
         pending = []
-        for seed, key in keys:
+        for seed, key in dict.fromkeys(keys):
             made.lines.setdefault(key, []).append(line.number)
             if len(made.lines[key]) > 1:
                 continue
@@ -188,19 +187,25 @@ def run(
     engine: Engine,
     setup: Setup,
     on_made: Callable[[Made, Path | None], None],
-) -> int:
-    """Paint the plan into the folder; the number of failures. Raises `OutputNotWritable`, say for a full disc."""
+) -> tuple[int, int]:
+    """Paint the plan into the folder; how many images were made, and how many lines and images failed.
+
+    Raises `OutputNotWritable`, say for a full disc.
+    """
     for line, error in made.errors.items():
-        folder.complain(line, error)
-        on_made(Made(line, error=error), None)
-    failures = len(made.errors)
-    for image in engine(made.tasks, setup):
-        failures += image.error is not None
-        on_made(image, folder.keep(image, made.lines.get(image.key or "", [image.line])))
-    return failures
+        bad = Made(line, error=error)
+        on_made(bad, folder.keep(bad, [line]))
+    done, failed = 0, len(made.errors)
+    # Closed at once when a disc is full, so that no worker goes on for nothing.
+    with closing(engine(made.tasks, setup)) as images:
+        for image in images:
+            path = folder.keep(image, made.lines.get(image.key or "", [image.line]))
+            done, failed = done + (path is not None), failed + (path is None)
+            on_made(image, path)
+    return done, failed
 
 
-def in_process(tasks: list[Task], setup: Setup) -> Iterator[Made]:
+def in_process(tasks: list[Task], setup: Setup) -> Generator[Made, None, None]:
     """The engine of one worker: here."""
     from t2iedit.painters import Painter
 
@@ -225,7 +230,7 @@ def key_of(request: Request, known: dict[str, str] | None = None) -> str:
 def _alike(request: Request) -> tuple[str, ...]:
     """Requests next to each other in this order share the model, then its patches, then the prompt."""
     patches = [edit.key for edit in request.edits if "patch_model" in edit.stages]
-    model = (request.model, request.dtype or "", str(patches))
+    model = (request.model, request.dtype or "", str(request.loras), str(patches))
     return (*model, request.prompt, request.conditioning or "")
 
 
@@ -246,15 +251,17 @@ def _take(lock: int, path: Path) -> None:
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         raise OutputNotWritable(
             f'another batch is writing into "{path}"; wait for it, or choose another folder with -o'
         ) from error
+    except OSError:  # Some network file systems have no locks either.
+        return
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}

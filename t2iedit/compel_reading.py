@@ -1,5 +1,7 @@
 """Weights and blends as compel reads them (the extra `compel`), wrapped as embeddings that edits can go on with."""
 
+from copy import copy
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -16,15 +18,18 @@ def encode(encoder: TextEncoder, script: Script) -> TextEmbedding:
     it either, and would encode its own markup into it.
     """
     compel = _compel()
+    # compel reads as many tokens at once as the tokenizer says, which for T5 is not what SD3 reads.
+    tokenizer = copy(encoder.tokenizer)
+    tokenizer.model_max_length = encoder.length
     reader = compel.Compel(
-        tokenizer=encoder.tokenizer,
+        tokenizer=tokenizer,
         text_encoder=encoder.transformer,
         truncate_long_prompts=False,
         returned_embeddings_type=_layer(compel, encoder),
         device=str(encoder.device),
     )
     conjunction = _conjunction(script)
-    with torch.no_grad():
+    with torch.no_grad(), encoder.lock:
         hidden, ids, _ = reader.build_conditioning_tensor_for_conjunction(
             conjunction, return_tokenization=True
         )
@@ -99,28 +104,24 @@ def _layer(compel: Any, encoder: TextEncoder) -> Any:
 
 
 def _tokens(encoder: TextEncoder, fragments: list[str], ids: torch.Tensor, length: int) -> Tokens:
-    """Tokens for compel's ids: each window is BOS, the next words of the text, EOT and padding."""
+    """Tokens for compel's ids: each window is BOS where there is one, the next words of the text, EOT and padding."""
     text, words = "", []
     for fragment in fragments:
         text += " " if text else ""
         read = encoder.pieces(fragment)
         words += [(token, (len(text) + a, len(text) + b)) for token, (a, b) in read]
         text += fragment
-    window = encoder.length
+    window, bos = encoder.length, [Kind.BOS] * encoder.windowed
+    room = window - len(bos) - 1
     kinds, offsets = [], []
     for start in range(0, length, window):
-        row = ids[start : start + window].tolist()
-        taken = 0
-        while taken < min(window - 2, len(words)) and row[taken + 1 : taken + 2] == [
-            words[taken][0]
-        ]:
-            taken += 1
-        kinds += [Kind.BOS, *[Kind.WORD] * taken, Kind.EOT, *[Kind.PAD] * (window - taken - 2)]
-        offsets += [
-            (0, 0),
-            *(place for _, place in words[:taken]),
-            *[(0, 0)] * (window - taken - 1),
-        ]
+        row = ids[start + len(bos) : start + window].tolist()
+        pairs = zip(row, (token for token, _ in words[:room]), strict=False)
+        taken = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        free = room - taken
+        kinds += [*bos, *[Kind.WORD] * taken, Kind.EOT, *[Kind.PAD] * free]
+        offsets += [(0, 0)] * len(bos) + [place for _, place in words[:taken]]
+        offsets += [(0, 0)] * (free + 1)
         words = words[taken:]
     padded = torch.full((length,), encoder.tokenizer.pad_token_id)
     padded[: min(length, len(ids))] = ids[:length]

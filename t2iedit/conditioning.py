@@ -112,12 +112,23 @@ class Conditioning:
             origin = self.origin.then(blended=step)
         return replace(held[0], changes=tuple(zip(times[1:], held[1:], strict=True)), origin=origin)
 
+    def edit(self, model: Any, *edits: Any, **values: Any) -> "Conditioning":
+        """The same with edits on top, by a model with the encoders that made it; `values` are a request's, `loras` say.
+
+        Raises `ConditioningNotUsable`, and what the edits raise.
+        """
+        from t2iedit.pipeline import encode
+
+        # Of the guidance only matters whether there is a negative half, and that stays.
+        guidance = 1.0 if self.negative is None else 2.0
+        return encode(model, self, edits=edits, **({"guidance_scale": guidance} | values))
+
     def for_diffusers(self, batch: int = 1) -> dict[str, Any]:
         """The arguments of a plain diffusers pipeline: `pipe(**conditioning.for_diffusers(), ...)`.
 
         `prompt_embeds` and its kin (batch, seq, dim), the same prompt `batch` times; a conditioning that changes also
         brings the `callback_on_step_end` that tells the pipeline. Raises `ConditioningNotUsable` for a conditioning of
-        unknown family; `model.inputs(conditioning)` serves there.
+        unknown family, where `model.inputs(conditioning)` serves, and for changes that the family's pipelines cannot be told.
         """
         from t2iedit.steps import telling
 

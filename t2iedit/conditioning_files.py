@@ -23,6 +23,7 @@ KEY = "t2iedit.conditioning"
 MAX_BYTES = 2 << 30
 MAX_HEADER = 16 << 20
 KINDS = tuple(Kind)
+INTEGERS = (torch.uint8, torch.int32, torch.int64)
 
 
 class _Text(BaseModel):
@@ -96,15 +97,15 @@ def load_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
         if not 0 < length <= min(MAX_HEADER, len(data) - 8):
             raise _unusable(path, "it is no safetensors file")
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
         return metadata, load(data)
     except FileNotFoundError as error:
         raise ConditioningNotUsable(
             f'there is no conditioning "{path}"; make it with t2iedit encode PROMPT -o {path.name}'
         ) from error
-    except (OSError, ValueError, AttributeError, SafetensorError) as error:
-        if isinstance(error, ConditioningNotUsable):
-            raise
+    except ConditioningNotUsable:
+        raise
+    except (OSError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
         raise _unusable(path, str(error).split("\n")[0]) from error
 
 
@@ -122,6 +123,7 @@ def load_conditioning(path: str | Path) -> Conditioning:
             (moment.start, _moment(number, moment, header.kinds, tensors))
             for number, moment in enumerate(header.moments)
         ]
+        _check_alike(header, [moment for _, moment in moments])
     except (KeyError, ValueError, IndexError, TypeError, RuntimeError) as error:
         raise _unusable(path, f"its tensors do not fit together: {error}") from error
     starts = [start for start, _ in moments]
@@ -136,6 +138,24 @@ def load_conditioning(path: str | Path) -> Conditioning:
         )
         origin = Origin(header.family, marks, tuple(header.history))
     return Conditioning(first.prompt, first.negative, tuple(moments[1:]), origin)
+
+
+def _check_alike(header: _Header, moments: list[Conditioning]) -> None:
+    """Raises `ValueError` unless all sides at all times are of the same encoders, and those are the header's."""
+
+    def nature(side: Embeddings) -> list[tuple]:
+        pooled = [None if e.pooled is None else tuple(e.pooled.shape) for e in side]
+        widths = [e.hidden.shape[1] for e in side]
+        return list(zip([e.tokens.encoder for e in side], widths, pooled, strict=True))
+
+    first = nature(moments[0].prompt)
+    if header.family is not None and [name for name, _, _ in first] != [
+        mark.name for mark in header.encoders
+    ]:
+        raise ValueError("they are of other encoders than the header says")
+    sides = [side for m in moments for side in (m.prompt, m.negative) if side is not None]
+    if any(nature(side) != first for side in sides):
+        raise ValueError("they are of different encoders at different times")
 
 
 def _describe(
@@ -193,8 +213,10 @@ def _embedding(
         "kinds": (codes, 1),
     }
     for part, (tensor, axes) in expected.items():
-        if tensor.ndim != axes or len(tensor) != length:
+        if tensor.ndim != axes or len(tensor) != length or not length:
             raise ValueError(f"{name}/{part} has the shape {tuple(tensor.shape)}")
+        if part != "hidden" and tensor.dtype not in INTEGERS:
+            raise ValueError(f"{name}/{part} is of {tensor.dtype}")
     if offsets.shape[1] != 2 or (pooled is not None and pooled.ndim != 1):
         raise ValueError(f"{name} has offsets or a pooled vector of a wrong shape")
     for tensor in (hidden, *([] if pooled is None else [pooled])):

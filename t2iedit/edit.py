@@ -88,7 +88,7 @@ class Edit:
             )
         cls.stages = tuple(s for s in STAGES if getattr(cls, s) is not getattr(Edit, s))
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, /, **options: Any) -> None:
         """Raises `InvalidOptions` for what `Options` does not allow."""
         try:
             self.options = self.Options(**options)
@@ -145,7 +145,7 @@ class Edit:
 class Run:
     """One request at work: what an edit may see, and where it reports.
 
-    `step` is the denoiser's step under way, 0 before the first, and `tokens` what each encoder read, once it denoises. `given` is what the run starts from in place of the
+    `size` is None where a picture among the `inputs` decides it. `step` is the denoiser's step under way, 0 before the first, and `tokens` what each encoder read, once it denoises. `given` is what the run starts from in place of the
     prompt, where it starts from a conditioning; its edits come on top. `inputs` is what else the pipeline is told, an
     image to begin from for instance. `scripts` holds weights, windows and texts that are an encoder's own, by the
     encoder and whether they are of the negative prompt; while an encoder's embedding is edited, `prompt` is what that
@@ -156,7 +156,7 @@ class Run:
     prompt: str
     negative: str | None
     seeds: tuple[int, ...]
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     steps: int
     guidance_scale: float
     edits: tuple[Edit, ...]

@@ -1,7 +1,7 @@
 """Prompts to conditionings: one forward pass an encoder, then the edits, in the user's order."""
 
 from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,20 +32,31 @@ def condition(runs: Sequence[Run], known: Known | None = None) -> list[Condition
     model, skips = runs[0].model, {run.clip_skip for run in runs}
     if len(skips) > 1:
         return _apart(runs, skips, known)
-    with model.skipping(*skips):
+    with ExitStack() as stack:
+        stack.enter_context(model.skipping(*skips))
+        for encoder in model.encoders:
+            stack.enter_context(encoder.remembering())
         # After patches, since a LoRA changes the encoders too.
         marks = model.marks
         for run in runs:
-            if run.given is not None and run.given.origin is not None:
-                check_same_encoders(
-                    run.given.origin.encoders, marks, "the conditioning", "the model"
-                )
+            _check_encoders(run, marks)
         prompts = _encode([Job(run, at) for run in runs for at in run.boundaries()], known)
         guided = [run for run in runs if run.guided]
         negatives = _encode(
             [Job(run, at, negative=True) for run in guided for at in run.boundaries()], known
         )
     return [_phases(run, prompts, negatives, marks) for run in runs]
+
+
+def check_encoders(run: Run) -> None:
+    """Raises `ConditioningNotUsable` if the run starts from a conditioning of other encoders than its model has now."""
+    with run.model.skipping(run.clip_skip):
+        _check_encoders(run, run.model.marks)
+
+
+def _check_encoders(run: Run, marks: tuple[EncoderMark, ...]) -> None:
+    if run.given is not None and run.given.origin is not None:
+        check_same_encoders(run.given.origin.encoders, marks, "the conditioning", "the model")
 
 
 def _apart(runs: Sequence[Run], skips: set[int | None], known: Known | None) -> list[Conditioning]:
@@ -128,7 +139,9 @@ def _encode_one(
                 _warn_of_loss(job.run, tokens)
             with job.reading(encoder):
                 unique[key] = tokens, _token_embeds(encoder, tokens, job.edits, job.run)
-    encoded = _through(encoder, unique, known)
+    # What a text comes to depends on the layer that is read and on what is patched.
+    place = encoder.name, encoder.layer, jobs[0].run.model.patched
+    encoded = _through(encoder, unique, {} if known is None else known, place)
     return [
         _edited(encoded[key] if found is None else found, job, encoder)
         for key, job, found in zip(keys, jobs, given, strict=True)
@@ -150,12 +163,13 @@ def _worded(job: Job, encoder: TextEncoder) -> Wording:
 
 
 def _through(
-    encoder: TextEncoder, texts: dict[tuple, tuple[Tokens, Tensor | None]], known: Known | None
+    encoder: TextEncoder,
+    texts: dict[tuple, tuple[Tokens, Tensor | None]],
+    known: Known,
+    place: tuple,
 ) -> dict[tuple, TextEmbedding]:
     """The texts through the encoder, in one pass, but for those known already; weighted as their scripts say."""
-    kept: Known = {} if known is None else known
-    place = encoder.name, encoder.layer
-    found = {key: kept[place, key] for key in texts if (place, key) in kept}
+    found = {key: known[place, key] for key in texts if (place, key) in known}
     by_compel = [key for key in texts if key not in found and key[0].reading == "compel"]
     found |= {key: compel_reading.encode(encoder, key[0]) for key in by_compel}
     missing = {key: value for key, value in texts.items() if key not in found}
@@ -164,8 +178,8 @@ def _through(
         for key, embedding in zip(missing, encoder.encode_batch(tokens, embeds), strict=True):
             found[key] = weighted(embedding, key[0])
     for key, (_, embeds) in texts.items():
-        if embeds is None and (place, key) not in kept:
-            kept[place, key] = found[key]
+        if embeds is None and (place, key) not in known:
+            known[place, key] = found[key]
     return found
 
 
@@ -218,8 +232,10 @@ def _phases(
 
 def _origin(run: Run, marks: tuple[EncoderMark, ...]) -> Origin:
     edits = [edit_to_json(edit) for edit in run.edits]
-    if run.given is not None and run.given.origin is not None:
-        return run.given.origin.then(edited=edits) if edits else run.given.origin
+    if run.given is not None:
+        by_hand = Origin(run.model.family, marks, ({"made": "by hand"},))
+        origin = run.given.origin or by_hand
+        return origin.then(edited=edits) if edits else origin
     step = {"prompt": run.prompt, "negative": run.negative, "edits": edits}
     made_by = {"model": run.model.name, "fingerprint": run.model.fingerprint}
     return Origin(run.model.family, marks, ({"encoded": step | made_by},))
@@ -247,7 +263,8 @@ def _record_change(edit: Edit, edited: TextEmbedding, before: TextEmbedding, run
     """The relative change of all rows but BOS, the largest over the run, so nobody wonders if it did anything."""
     free = before.tokens.of(Kind.WORD, Kind.EOT, Kind.PAD)
     rows = before.hidden[free].float()
-    change = ((edited.hidden[free].float() - rows).norm() / rows.norm()).item()
+    tiny = torch.finfo(torch.float32).tiny
+    change = ((edited.hidden[free].float() - rows).norm() / rows.norm().clamp_min(tiny)).item()
     index = next(i for i, candidate in enumerate(run.edits) if candidate is edit)
     changes = run.report["edits"][index].get("change", {})
     name = before.tokens.encoder

@@ -40,9 +40,10 @@ def digest(lora: Lora) -> str:
     try:
         with Path(lora.file).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:12]
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise LoraNotUsable(
-            f'the LoRA "{lora.file}" cannot be read ({error.strerror}); give a .safetensors file'
+            f'the LoRA "{lora.file}" cannot be read ({reason}); give a .safetensors file'
         ) from error
 
 

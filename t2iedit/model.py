@@ -136,22 +136,24 @@ class Model(ABC):
                     f" multiples of {step}, for instance {nearest} instead of {side}"
                 )
 
-    def patch(self, wanted: Sequence[tuple[Key, Callable[["Model"], Undo | None]]]) -> bool:
-        """Leave exactly the wanted patches on, in this order; whether that changed anything.
+    @property
+    def patched(self) -> tuple[Key, ...]:
+        """The patches that are on, in their order."""
+        return tuple(key for key, _ in self._patches)
+
+    def patch(self, wanted: Sequence[tuple[Key, Callable[["Model"], Undo | None]]]) -> None:
+        """Leave exactly the wanted patches on, in this order.
 
         Those already on stay; the rest are undone in reverse, down to the first that differs.
         """
         with self.lock:
-            keys = [key for key, _ in wanted]
-            kept = _shared_beginning([key for key, _ in self._patches], keys)
-            changes = (len(self._patches), len(wanted)) != (kept, kept)
+            kept = _shared_beginning(self.patched, [key for key, _ in wanted])
             while len(self._patches) > kept:
                 _, undo = self._patches.pop()
                 if undo is not None:
                     undo()
             for key, apply in wanted[kept:]:
                 self._patches.append((key, apply(self)))
-            return changes
 
 
 def freeze(pipeline: DiffusionPipeline) -> None:

@@ -21,12 +21,12 @@ NAMES = (
 
 
 class ConditioningStep(ModularPipelineBlocks):
-    """Takes the input `conditioning`; place it after the text encoder of a modular SDXL pipeline.
+    """Takes the input `conditioning`; place it after the text encoder of a modular SDXL, SD3 or FLUX pipeline.
 
     `blocks.sub_blocks.insert("conditioning", ConditioningStep(), 1)`; without a conditioning it changes nothing.
     """
 
-    model_name = "stable-diffusion-xl"
+    model_name = None
 
     @property
     def description(self) -> str:

@@ -2,11 +2,13 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from t2iedit.errors import ModelNotUsable, UserError
@@ -20,7 +22,17 @@ SETTINGS = "t2iedit.json"
 """A model folder may say here with how many steps and how much guidance it is meant to be run."""
 LARGE = 200_000_000
 """Bytes of denoiser weights above which half precision and other memory formats can pay on a CPU."""
+
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+class _Settings(BaseModel):
+    """What a folder may say of itself."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    steps: int = Field(1, ge=1)
+    guidance_scale: float = Field(0.0, ge=0)
 
 
 def open_model(
@@ -206,6 +218,10 @@ def _check_index(folder: Path, name: str) -> None:
         raise ModelNotUsable(
             f'the model "{name}" has no readable model_index.json ({error}); give a folder in diffusers layout'
         ) from error
+    if not isinstance(entries, dict):
+        raise ModelNotUsable(
+            f'the model_index.json of "{name}" is no JSON object; give a folder in diffusers layout'
+        )
     missing = [key for key in _parts(entries) if not (folder / key).is_dir()]
     if missing:
         raise ModelNotUsable(
@@ -222,12 +238,14 @@ def folder_settings(folder: Path, fallback: Defaults) -> Defaults:
     path = folder / SETTINGS
     if not path.exists():
         return fallback
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    return Defaults(
-        settings.get("steps", fallback.steps),
-        settings.get("guidance_scale", fallback.guidance_scale),
-        fallback.size,
-    )
+    try:
+        settings = _Settings.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelNotUsable(
+            f'"{path}" cannot be read ({reason}); it is a JSON object with steps and guidance_scale'
+        ) from error
+    return replace(fallback, **settings.model_dump(exclude_unset=True))
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -10,8 +10,10 @@ from typing import Any
 from t2iedit.errors import ModelNotUsable, UserError
 from t2iedit.request import Request
 
-KNOWN_TEXTS = 256
-"""Encoded texts that are kept, so that a negative prompt common to all is encoded once."""
+KNOWN_TEXTS = 64
+"""Encoded texts that are kept, so that a negative prompt common to all is encoded once. One of T5's takes 4 MB."""
+FACTS = ("model", "fingerprint", "dtype", "device", "threads")
+"""What pixels depend on, in each line of results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """One image as PNG bytes with what is to be recorded of it, or why a task failed."""
+    """One image as PNG bytes with what is to be recorded of it, or why it could not be made."""
 
     line: int
     key: str | None = None
@@ -43,12 +45,12 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How a painter works: what `open_model` is told, threads, and the fingerprints that models are known to have."""
+    """How a painter works: what `open_model` is told, threads, and fingerprints known by model and dtype."""
 
     device: str | None = None
     offload: str | None = None
     threads: int | None = None
-    fingerprints: dict[str, str] = field(default_factory=dict)
+    fingerprints: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 class Painter:
@@ -64,44 +66,37 @@ class Painter:
         self._known: _Recent = _Recent()
 
     def paint(self, task: Task, alive: Callable[[], None] = lambda: None) -> Iterator[Made]:
-        """Each image of the task as soon as it is done; `alive` is called at every step and may raise to stop."""
-        try:
-            yield from self._paint(task, alive)
-        except (
-            UserError,
-            ArithmeticError,
-            LookupError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
-            yield Made(task.line, error=sentence(error))
+        """Each image of the task as soon as it is done; `alive` is called at every step."""
+        for seed, key in zip(task.seeds, task.keys, strict=True):
+            try:
+                made = self._paint(task, seed, key, alive)
+            # Whatever a plugin, a model or the machine makes of this image, the next one may work.
+            except Exception as error:
+                made = Made(task.line, key, seed, error=sentence(error))
+            yield made
 
     def check(self, task: Task) -> str | None:
         """What would keep this task from being painted, or None; nothing is."""
+        from t2iedit.encoding import check_encoders
         from t2iedit.pipeline import start
 
         try:
-            start(self._model(task.wanted), task.wanted)
+            run = start(self._model(task.wanted), task.wanted)
+            if not run.loras:
+                check_encoders(run)
         except Exception as error:
             return sentence(error)
         return None
 
-    def _paint(self, task: Task, alive: Callable[[], None]) -> Iterator[Made]:
+    def _paint(self, task: Task, seed: int, key: str, alive: Callable[[], None]) -> Made:
         from t2iedit.pipeline import generate
 
-        request = task.wanted
+        request = task.wanted.for_seed(seed)
         model = self._model(request)
-        for seed, key in zip(task.seeds, task.keys, strict=True):
-            begin = time.perf_counter()
-            result = generate(
-                model,
-                request.for_seed(seed),
-                on_step=lambda progress: alive(),
-                known=self._known,
-            )
-            seconds = round(time.perf_counter() - begin, 4)
-            yield Made(task.line, key, seed, seconds, as_png(result.image), _facts(result.report))
+        begin = time.perf_counter()
+        result = generate(model, request, on_step=lambda progress: alive(), known=self._known)
+        seconds = round(time.perf_counter() - begin, 4)
+        return Made(task.line, key, seed, seconds, as_png(result.image), _facts(result.report))
 
     def _model(self, request: Request) -> Any:
         from t2iedit.opening import open_model
@@ -123,7 +118,8 @@ class Painter:
         model = self._opened[1]
         if isinstance(model, UserError):
             raise model
-        expected = self.setup.fingerprints.get(request.model, model.fingerprint)
+        kind = request.model, str(model.dtype).removeprefix("torch.")
+        expected = self.setup.fingerprints.get(kind, model.fingerprint)
         if model.fingerprint != expected:
             raise ModelNotUsable(
                 f'the finished images were made with other weights of "{request.model}" ({expected}, now'
@@ -133,7 +129,11 @@ class Painter:
 
 
 class _Recent(OrderedDict[Any, Any]):
-    """A dictionary that forgets its oldest entries."""
+    """A dictionary that forgets what was not asked for longest."""
+
+    def __getitem__(self, key: Any) -> Any:
+        self.move_to_end(key)
+        return super().__getitem__(key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         super().__setitem__(key, value)
@@ -157,11 +157,5 @@ def as_png(image: Any) -> bytes:
 
 
 def _facts(report: dict[str, Any]) -> dict[str, Any]:
-    run = report["run"]
-    return {
-        "model": run["model"],
-        "fingerprint": run["fingerprint"],
-        "threads": run["threads"],
-        "warnings": report["warnings"],
-        "edits": report["edits"],
-    }
+    facts = {name: report["run"][name] for name in FACTS}
+    return facts | {"warnings": report["warnings"], "edits": report["edits"]}

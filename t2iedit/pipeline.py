@@ -22,6 +22,7 @@ from t2iedit.provenance import environment
 from t2iedit.request import Request, Result
 from t2iedit.schedulers import using
 from t2iedit.steps import scheduled
+from t2iedit.text import Tokens
 from t2iedit.weighting import Script, parse
 
 
@@ -34,6 +35,13 @@ class Progress:
     steps: int
     latents: Tensor
 
+
+OURS = (
+    *("num_inference_steps", "guidance_scale", "num_images_per_prompt", "generator", "clip_skip"),
+    *("width", "height", "output_type", "return_dict"),
+    *("callback_on_step_end", "callback_on_step_end_tensor_inputs"),
+)
+"""What the pipeline's call takes and `denoise` decides."""
 
 OnStep = Callable[[Progress], None]
 OnImage = Callable[[Image, Request], None]
@@ -56,19 +64,18 @@ def generate(
     `on_step` hears of every step and `on_image` of every image with its one-seed request; either may raise to stop.
     `inputs` is whatever else the pipeline takes: the `image` and `strength` of image-to-image, a `mask_image`, the
     `image` of a ControlNet, an `ip_adapter_image`. `known` keeps encoded texts from one call to the next, for as long
-    as nothing is done to the model in between.
+    as nobody else changes the model in between.
 
     At `batch_size` 1 each image equals, bit for bit, the one its seed gives alone.
     """
     run = start(model, request, conditioning, **inputs)
     images: list[Image] = []
     with model.lock:
-        changed = model.patch(patches(run))
-        if changed and known is not None:
-            known.clear()
+        model.patch(patches(run))
         (told,) = condition([run], known)
         for image, seed in denoise(run, told, on_step=on_step, batch_size=batch_size):
             single = request.for_seed(seed)
+            run.report["run"]["size"] = list(image.size)
             installed().manager.hook.image_ready(image=image, request=single, report=run.report)
             if on_image is not None:
                 on_image(image, single)
@@ -82,12 +89,15 @@ def patches(run: Run) -> list[tuple[Key, Callable[[Model], Undo | None]]]:
     return [*own, *((edit.key, edit.patch_model) for edit in run.doing("patch_model"))]
 
 
-def encode(model: Model, request: Request | str, **values: Any) -> Conditioning:
+def encode(model: Model, request: Request | Conditioning | str, **values: Any) -> Conditioning:
     """What the denoiser would be told: a request, or a prompt and a request's values, encoded and edited.
 
-    Nothing is painted, so `save` it, `blend` it, or hand it to `generate` or to a plain diffusers pipeline.
+    A conditioning in the prompt's place is edited on. Nothing is painted, so `save` it, `blend` it, or hand it to
+    `generate` or to a plain diffusers pipeline.
     """
-    asked = Request(request, **values) if isinstance(request, str) else request
+    if isinstance(request, Conditioning):
+        return encode_run(start(model, Request(**values), request))
+    asked = request if isinstance(request, Request) else Request(request, **values)
     return encode_run(start(model, asked))
 
 
@@ -109,8 +119,9 @@ def start(model: Model, request: Request, given: Conditioning | None = None, **i
     if given is None and request.conditioning is not None:
         given = Conditioning.load(request.conditioning)
     check_inputs(model, inputs)
-    size = defaults.size if request.size is None else request.size
-    model.check_size(size)
+    size = request.size or (None if "image" in inputs else defaults.size)
+    if size is not None:
+        model.check_size(size)
     guidance = request.guidance_scale
     scripts = _scripts(model, request)
     prompt = parse(request.prompt, request.syntax, request.weights).text
@@ -142,10 +153,19 @@ def start(model: Model, request: Request, given: Conditioning | None = None, **i
             run.warn(note)
         for edit in run.edits:
             check_window(edit)
+            _check_weights(model, edit)
             if "edit_attention" in edit.stages and edit.attends(run):
                 openable(model.denoiser)
             edit.check(run)
     return run
+
+
+def _check_weights(model: Model, edit: Edit) -> None:
+    """Raises `EditNotSupported` for a patch of weights that come and go one layer at a time."""
+    if "patch_model" in edit.stages and any(p.is_meta for p in model.denoiser.parameters()):
+        raise EditNotSupported(
+            f"{edit.name} changes weights that sequential offloading keeps elsewhere; use --offload model"
+        )
 
 
 def _scripts(model: Model, request: Request) -> dict[tuple[str, bool], Script]:
@@ -170,8 +190,15 @@ def _scripts(model: Model, request: Request) -> dict[tuple[str, bool], Script]:
 
 
 def check_inputs(model: Model, inputs: dict[str, Any]) -> None:
-    """Raises `InvalidRequest` for what this pipeline's call does not take."""
+    """Raises `InvalidRequest` for what this pipeline's call does not take, or is told by the request."""
+    if not inputs:
+        return
     takes = inspect.signature(type(model.pipeline).__call__).parameters
+    told = [name for name in inputs if name in OURS or "prompt" in name]
+    if told:
+        raise InvalidRequest(
+            f"{', '.join(told)} is t2iedit's to tell the pipeline; give it in the request, if it has it"
+        )
     unknown = [name for name in inputs if name not in takes]
     if unknown:
         raise InvalidRequest(
@@ -215,7 +242,7 @@ def _circumstances(run: Run) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "steps": run.steps,
             "guidance_scale": run.guidance_scale,
-            "size": list(run.size),
+            "size": None if run.size is None else list(run.size),
             "loras": {each.file: lora.digest(each) for each in run.loras},
             "versions": environment(),
             "plugins": {edit.name: installed().source(edit.name) for edit in run.edits},
@@ -239,7 +266,8 @@ def denoise(
 ) -> Iterator[tuple[Image, int]]:
     """Each image with its seed, in the order of the run's seeds."""
     model = run.model
-    run.tokens = tuple(embedding.tokens for embedding in conditioning.prompt)
+    told = model.inputs(conditioning)
+    run.tokens = tuple(_as_told(embedding.tokens, told) for embedding in conditioning.prompt)
     for first in range(0, len(run.seeds), batch_size):
         seeds = list(run.seeds[first : first + batch_size])
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
@@ -248,10 +276,10 @@ def denoise(
             stack.enter_context(model.lock)
             stack.enter_context(_quiet(model.pipeline))
             stack.enter_context(using(model.pipeline, run.scheduler))
-            stack.enter_context(scheduled(model, conditioning))
+            stack.enter_context(scheduled(model, conditioning, images=len(seeds)))
             stack.enter_context(_attention(run))
             output = model.pipeline(
-                **model.inputs(conditioning),
+                **told,
                 **_size(model, run),
                 **run.inputs,
                 num_inference_steps=run.steps,
@@ -263,8 +291,16 @@ def denoise(
         yield from zip(output.images, seeds, strict=True)
 
 
+def _as_told(tokens: Tokens, told: dict[str, Tensor]) -> Tokens:
+    """The tokens repeated as their rows are, beside a prompt or a negative one of more windows."""
+    times, odd = divmod(told["prompt_embeds"].shape[1], len(tokens.ids))
+    return tokens if odd else tokens.repeated(times)
+
+
 def _size(model: Model, run: Run) -> dict[str, int]:
-    """Image-to-image pipelines take the size of their image."""
+    """Image-to-image pipelines take the size of their image, and others choose one to it unless told."""
+    if run.size is None:
+        return {}
     takes = inspect.signature(type(model.pipeline).__call__).parameters
     named = {"width": run.size[0], "height": run.size[1]}
     return {name: side for name, side in named.items() if name in takes}

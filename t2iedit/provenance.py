@@ -4,10 +4,11 @@ import io
 import json
 import os
 import platform
-import tempfile
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
@@ -38,7 +39,7 @@ def image_ready(image: Any, request: Any, report: dict[str, Any]) -> None:
 def environment() -> dict[str, str]:
     """The versions that pictures depend on."""
     return {"python": platform.python_version()} | {
-        name: _version(name) for name in (RECIPE, *LIBRARIES)
+        name: installed_version(name) or "?" for name in (RECIPE, *LIBRARIES)
     }
 
 
@@ -107,18 +108,15 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
     """Write a file under another name and rename it, so that it is whole or absent. Raises `OutputNotWritable`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+        unfinished = path.parent / f".{uuid4().hex}.part"
+        try:
+            with unfinished.open("xb") as file:
+                file.write(data)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(path, error) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(unfinished, 0o666 & ~_umask())
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
 
 
 def unwritable(path: Path, error: OSError) -> OutputNotWritable:
@@ -134,7 +132,7 @@ def _parse(text: str | None, path: str | Path) -> dict[str, Any]:
         )
     try:
         recipe = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeNotUsable(f'the recipe in "{path}" is not valid JSON ({error})') from error
     if not isinstance(recipe, dict) or not isinstance(recipe.get("prompt", ""), str):
         raise RecipeNotUsable(f'the recipe in "{path}" has no prompt')
@@ -146,14 +144,10 @@ def _edit_text(edit: dict[str, Any]) -> str:
     return f"{edit['name']}({options})"
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _version(name: str) -> str:
+@cache
+def installed_version(distribution: str) -> str | None:
+    """None if it is not installed."""
     try:
-        return version(name)
+        return version(distribution)
     except PackageNotFoundError:
-        return "?"
+        return None

@@ -1,5 +1,6 @@
 """One generation as data: what was asked, as Python and as JSON, and what came of it."""
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,7 @@ class Request(BaseModel):
     loras: tuple[Lora, ...] = ()
     edits: tuple[Edit, ...] = ()
 
-    def __init__(self, prompt: str = "", **values: Any) -> None:
+    def __init__(self, /, prompt: str = "", **values: Any) -> None:
         """Raises `InvalidRequest`, and what the edits raise for their options."""
         try:
             super().__init__(prompt=prompt, **values)
@@ -72,11 +73,12 @@ class Request(BaseModel):
     @classmethod
     def from_json(cls, data: Any) -> "Request":
         """The request that `to_json` wrote. Raises `InvalidRequest`."""
-        named = isinstance(data, dict) and (data.get("prompt"), data.get("conditioning"))
-        if not named or not any(isinstance(name, str) for name in named):
+        if not isinstance(data, dict):
             raise InvalidRequest(
                 'a request is a JSON object with at least a "prompt" or a "conditioning"'
             )
+        if not any(isinstance(data.get(name), str) for name in ("prompt", "conditioning")):
+            raise InvalidRequest('a request needs at least a "prompt" or a "conditioning"')
         return cls(**data)
 
     def to_json(self) -> dict[str, Any]:
@@ -114,10 +116,20 @@ class Request(BaseModel):
         check_syntax(self.syntax, self.weights)
         return self
 
+    @model_validator(mode="after")
+    def _in_unicode(self) -> "Request":
+        try:
+            json.dumps(self.to_json(), ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                "its text holds bytes that are no characters; write it as UTF-8"
+            ) from error
+        return self
+
     @field_validator("loras", mode="before")
     @classmethod
     def _loras_from_text(cls, loras: Any) -> Any:
-        if isinstance(loras, str):
+        if not isinstance(loras, list | tuple):
             raise ValueError("loras is a list of FILE or FILE:SCALE")
         return [Lora.parse(lora) if isinstance(lora, str) else lora for lora in loras]
 
@@ -142,18 +154,24 @@ def edit_to_json(edit: Edit) -> dict[str, Any]:
 
 
 def _edit_from_json(data: Any) -> Edit:
-    if not isinstance(data, dict) or set(data) - {"name", "options"} or "name" not in data:
-        raise ValueError('an edit is {"name": ..., "options": {...}}')
-    return installed().edit(data["name"])(**data.get("options", {}))
+    match data:
+        case {"name": str(name), "options": dict(options)} if len(data) == 2:
+            return installed().edit(name)(**options)
+        case {"name": str(name)} if len(data) == 1:
+            return installed().edit(name)()
+    raise ValueError('an edit is {"name": ..., "options": {...}}')
 
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f'a request has no "{key}"; it has {", ".join(Request.model_fields)}'
+        *place, name = first["loc"]
+        known = f"; it has {', '.join(Request.model_fields)}" if not place else ""
+        return f'{".".join(map(str, place)) or "a request"} has no "{name}"{known}'
     message = first["msg"].removeprefix("Value error, ")
-    return f"{key}={first['input']!r}: {message[0].lower()}{message[1:]}" if key else message
+    given = repr(first["input"])[:100]
+    return f"{key}={given}: {message[0].lower()}{message[1:]}" if key else message
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +190,7 @@ class Result:
 
 def parse_seeds(text: str, name: str) -> tuple[int, ...]:
     """`7`, `0..7` (inclusive) or `1,5,9`; `name` is what to call them in a complaint. Raises `InvalidRequest`."""
-    found = re.fullmatch(r"(\d+)\.\.(\d+)", text.strip())
+    found = re.fullmatch(r"(\d{1,19})\.\.(\d{1,19})", text.strip())
     if found is None:
         return tuple(whole(part, name) for part in text.split(","))
     first, last = int(found[1]), int(found[2])
@@ -195,6 +213,6 @@ def whole(text: str, name: str) -> int:
     """A seed as it is typed. Raises `InvalidRequest`."""
     if not re.fullmatch(r"\d{1,19}", text.strip()):
         raise InvalidRequest(
-            f"{name} {text}: a seed is a whole number, a range 0..7 or a list 1,5,9"
+            f'{name} "{text[:50]}": a seed is a whole number, a range 0..7 or a list 1,5,9'
         )
     return int(text)

@@ -10,12 +10,21 @@ from torch import Tensor, nn
 
 from t2iedit.clock import Clock
 from t2iedit.conditioning import Conditioning
+from t2iedit.errors import ConditioningNotUsable
 from t2iedit.model import Model
+
+POOLED = {"sdxl": "add_text_embeds", "sd3": "pooled_prompt_embeds"}
+"""What the pipelines of a family call the pooled vectors of both guidance halves, where they take new ones."""
 
 
 @contextmanager
-def scheduled(model: Model, conditioning: Conditioning) -> Iterator[None]:
-    """While this holds, the denoiser is told what the conditioning says for its timestep."""
+def scheduled(
+    model: Model, conditioning: Conditioning, images: int | None = None
+) -> Iterator[None]:
+    """While this holds, the denoiser and its ControlNet are told what the conditioning says for their timestep.
+
+    A ControlNet that guesses works on the prompt's half alone: that of so many `images`.
+    """
     if not conditioning.changes:
         yield
         return
@@ -24,34 +33,55 @@ def scheduled(model: Model, conditioning: Conditioning) -> Iterator[None]:
     def tell(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         sample = args[0] if args else kwargs["hidden_states"]
-        fraction = clock.fraction(timestep * model.timesteps)
-        told = model.denoiser_inputs(conditioning.at(fraction), batch=sample.shape[0])
+        held = conditioning.at(clock.fraction(timestep * model.timesteps))
+        if sample.shape[0] == images:
+            held = replace(held, negative=None)
+        told = model.denoiser_inputs(held, batch=sample.shape[0])
         added = (kwargs.get("added_cond_kwargs") or {}) | told.pop("added_cond_kwargs", {})
         return args, kwargs | told | ({"added_cond_kwargs": added} if added else {})
 
-    handle = model.denoiser.register_forward_pre_hook(tell, with_kwargs=True)
+    control = model.pipeline.components.get("controlnet")
+    listeners = [model.denoiser, *([] if control is None else [control])]
+    handles = [part.register_forward_pre_hook(tell, with_kwargs=True) for part in listeners]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def telling(conditioning: Conditioning) -> dict[str, Any]:
     """The `callback_on_step_end` that tells a plain pipeline what changes, as arguments of its call; none if nothing.
 
     Pipelines keep both guidance halves joined in `prompt_embeds`, and call the pooled vectors by different names.
+    Raises `ConditioningNotUsable` where pooled vectors change that the family's pipelines cannot be told.
     """
     if not conditioning.changes:
         return {}
-    family = conditioning.origin.family if conditioning.origin else ""
-    pooled = {"sdxl": "add_text_embeds", "sd3": "pooled_prompt_embeds"}.get(family)
-    names = {"prompt_embeds": "prompt_embeds"} | (
-        {"pooled_prompt_embeds": pooled} if pooled else {}
-    )
+    names = {"prompt_embeds": "prompt_embeds"}
+    if _pooled_change(conditioning):
+        family = conditioning.origin.family if conditioning.origin else ""
+        if family not in POOLED:
+            raise ConditioningNotUsable(
+                "this conditioning changes its pooled vector during the denoising, which a plain pipeline of this family"
+                " cannot be told; use t2iedit.generate"
+            )
+        names["pooled_prompt_embeds"] = POOLED[family]
     return {
         "callback_on_step_end": _teller(conditioning, names),
         "callback_on_step_end_tensor_inputs": ["latents", *names.values()],
     }
+
+
+def _pooled_change(conditioning: Conditioning) -> bool:
+    """Whether the vectors beside the rows change too."""
+
+    def pooled(held: Conditioning) -> list[Tensor]:
+        sides = (*held.prompt, *(held.negative or ()))
+        return [embedding.pooled for embedding in sides if embedding.pooled is not None]
+
+    first = pooled(conditioning)
+    return any(not all(map(torch.equal, first, pooled(later))) for _, later in conditioning.changes)
 
 
 def _teller(conditioning: Conditioning, names: dict[str, str]) -> Callable[..., dict[str, Any]]:

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 from pydantic import Field
 
+from t2iedit import compel_reading
 from t2iedit.edit import Edit, Options, Phrase, Prompt, Run
 from t2iedit.errors import EditNotSupported
 from t2iedit.hookspecs import hookimpl
 from t2iedit.spans import Span
 from t2iedit.text import Kind, TextEmbedding, Tokens
-from t2iedit.weighting import read, weighted
+from t2iedit.weighting import Script, read, weighted
 
 
 class Swap(Edit):
@@ -48,6 +49,10 @@ class Swap(Edit):
             )
         if run.given is not None:
             raise EditNotSupported("swap has the sentence encoded again; give it when encoding")
+        if any(script.markup is not None for script in run.scripts.values()):
+            raise EditNotSupported(
+                "compel reads the prompt itself, so swap cannot put other words in it; use syntax a1111"
+            )
         run.span(self.options.phrase)
 
     def edit_embedding(self, embedding: TextEmbedding, run: Run) -> TextEmbedding:
@@ -60,17 +65,16 @@ class Swap(Edit):
             script = script.replaced(span, to)
         if script.text == run.script(name).text:
             return embedding
-        encoder = run.model.encoder(name)
-        tokens = read(encoder, script)
-        if len(tokens.ids) != len(embedding.tokens.ids):
+        fresh = _read(run, name, script)
+        if len(fresh.tokens.ids) != len(embedding.tokens.ids):
             raise EditNotSupported(
                 "swap makes the prompt need another number of windows; say it shorter"
             )
-        fresh = weighted(encoder.encode(tokens), script)
         hidden = fresh.hidden.clone()
         bos = embedding.tokens.of(Kind.BOS)
         hidden[bos] = embedding.hidden[bos]
-        return replace(fresh, tokens=_as_typed(tokens, run.script(name).text, spans), hidden=hidden)
+        typed = _as_typed(fresh.tokens, run.script(name).text, spans)
+        return replace(fresh, tokens=typed, hidden=hidden)
 
     def _earlier(self, run: Run) -> list[Edit]:
         """Swaps before this one that act when it does: all of them are said in one sentence."""
@@ -85,6 +89,19 @@ class Swap(Edit):
         mine, theirs = self.options, other.options
         within = theirs.start <= mine.start and mine.stop <= theirs.stop
         return self._overlaps(other) and not within
+
+
+def _read(run: Run, name: str, script: Script) -> TextEmbedding:
+    """The other sentence through the encoder, weighted as the prompt is."""
+    encoder = run.model.encoder(name)
+    if script.reading == "compel":
+        return compel_reading.encode(encoder, script)
+    tokens = read(encoder, script)
+    if tokens.lost:
+        run.warn(
+            f'swap makes the prompt too long for "{name}"; these words are lost: "{tokens.lost}"'
+        )
+    return weighted(encoder.encode(tokens), script)
 
 
 def _as_typed(tokens: Tokens, text: str, spans: list[tuple[Span, str]]) -> Tokens:

@@ -150,7 +150,8 @@ class TextEncoder:
     normalise: bool = False
     window: int | None = None
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
-    _known: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    _known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Its weights' digest while they are offloaded, and texts while it remembers them."""
 
     def __post_init__(self) -> None:
         if not getattr(self.tokenizer, "is_fast", False):
@@ -274,7 +275,32 @@ class TextEncoder:
         self, tokens: Tokens, embeds: Float[Tensor, "seq width"] | None = None
     ) -> TextEmbedding:
         """The prompt's embedding, from `embeds` in place of the vocabulary's if given; differentiable in them."""
-        return self.encode_batch([tokens], [embeds])[0]
+        texts = self._known.get("texts")
+        if texts is None or embeds is not None or torch.is_grad_enabled():
+            return self.encode_batch([tokens], [embeds])[0]
+        key = self.layer, self.normalise, tuple(tokens.ids.tolist())
+        if key not in texts:
+            texts[key] = self.encode_batch([tokens])[0]
+        pooled = texts[key].pooled
+        # Copies, since an edit may do with its own what it likes.
+        return TextEmbedding(
+            tokens, texts[key].hidden.clone(), None if pooled is None else pooled.clone()
+        )
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """While this holds, `encode` without gradients does a text once: many prompts' edits look at the same one.
+
+        Nothing may change the weights meanwhile.
+        """
+        if "texts" in self._known:
+            yield
+            return
+        self._known["texts"] = {}
+        try:
+            yield
+        finally:
+            del self._known["texts"]
 
     def encode_batch(
         self, batch: Sequence[Tokens], embeds: Sequence[Tensor | None] | None = None

@@ -173,17 +173,20 @@ def _sd3() -> StableDiffusion3Pipeline:
         transformer=SD3Transformer2DModel(
             sample_size=8,
             patch_size=1,
-            in_channels=4,
+            # diffusers' inpainting knows SD3 by its 16 channels.
+            in_channels=16,
             num_layers=2,
             attention_head_dim=8,
             num_attention_heads=4,
             caption_projection_dim=32,
             joint_attention_dim=64,
             pooled_projection_dim=32 + 40,
-            out_channels=4,
+            out_channels=16,
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06),
+        vae=_vae(
+            latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06
+        ),
         text_encoder=CLIPTextModelWithProjection(_text_config(first, 16)),
         tokenizer=first,
         text_encoder_2=CLIPTextModelWithProjection(_text_config(second, 24, projection=40)),

@@ -140,7 +140,7 @@ def _joined(pieces: list[tuple[str, float]], reading: str) -> Script:
     for words, weight in pieces:
         for number, part in enumerate(re.split(r"\s*\bBREAK\b\s*", words)):
             if number:
-                text = text.rstrip() + " "
+                text += "" if text.endswith(" ") else " "
                 breaks.append(len(text))
             if part and weight != 1:
                 weights.append((len(text), len(text) + len(part), weight))

@@ -2,7 +2,8 @@
 
 import multiprocessing as mp
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -11,7 +12,7 @@ from t2iedit.batch import Engine
 from t2iedit.painters import Made, Painter, Setup, Task
 
 TRIES = 2
-"""A task whose worker dies is tried once more; it may have been the death of it."""
+"""An image whose worker dies is tried once more; it may have been the death of it."""
 
 
 @dataclass
@@ -20,14 +21,19 @@ class _Worker:
     pipe: Connection
     task: Task | None = None
     tried: int = 0
+    """How many workers died of the task's first image."""
     finished: int = 0
     """Images of the task that have arrived."""
+
+
+Waiting = list[tuple[Task, int]]
+"""Tasks and how often their first image was tried, the next one last."""
 
 
 def processes(count: int) -> Engine:
     """The engine of `count` processes; each has its share of the cores, and its own GPU as far as there are any."""
 
-    def engine(tasks: list[Task], setup: Setup) -> Iterator[Made]:
+    def engine(tasks: list[Task], setup: Setup) -> Generator[Made, None, None]:
         waiting = [(task, 0) for task in reversed(tasks)]
         workers = [_begin(index, count, setup) for index in range(min(count, len(tasks)))]
         try:
@@ -48,15 +54,22 @@ def share_of(index: int, count: int, setup: Setup) -> Setup:
     """What one of several workers on this machine is given."""
     import torch
 
-    threads = setup.threads or max(1, (os.cpu_count() or 1) // count)
+    threads = setup.threads or max(1, _cores() // count)
     gpus = torch.cuda.device_count()
-    device = setup.device or (f"cuda:{index % gpus}" if gpus else None)
-    return replace(setup, threads=threads, device=device)
+    shared = gpus and setup.device in (None, "cuda")
+    return replace(
+        setup, threads=threads, device=f"cuda:{index % gpus}" if shared else setup.device
+    )
 
 
-def _next(
-    workers: list[_Worker], waiting: list[tuple[Task, int]], count: int, setup: Setup
-) -> Iterator[Made]:
+def _cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _next(workers: list[_Worker], waiting: Waiting, count: int, setup: Setup) -> Iterator[Made]:
     """What arrives next: images, the end of a task, or the end of a worker."""
     busy = {worker.pipe: index for index, worker in enumerate(workers) if worker.task is not None}
     for pipe in wait(list(busy)):
@@ -66,7 +79,8 @@ def _next(
             made = worker.pipe.recv()
         except (EOFError, OSError):
             yield from _bury(worker, waiting)
-            workers[index] = worker = _begin(index, count, setup)
+            if waiting:
+                workers[index] = worker = _begin(index, count, setup)
             made = None
         if made is None:
             _hand(worker, waiting)
@@ -75,26 +89,38 @@ def _next(
             yield made
 
 
-def _bury(worker: _Worker, waiting: list[tuple[Task, int]]) -> Iterator[Made]:
-    task, done = worker.task, worker.finished
+def _bury(worker: _Worker, waiting: Waiting) -> Iterator[Made]:
+    """What a dead worker left goes back to be done; an image that it was the second to die of is given up."""
     worker.process.join()
     worker.pipe.close()
-    assert task is not None
-    rest = replace(task, seeds=task.seeds[done:], keys=task.keys[done:])
-    if not rest.seeds:
-        return
-    if worker.tried + 1 < TRIES:
-        waiting.append((rest, worker.tried + 1))
-    else:
+    assert worker.task is not None
+    rest = without(worker.task, worker.finished)
+    tried = 1 if worker.finished else worker.tried + 1
+    if rest.seeds and tried == TRIES:
         code = worker.process.exitcode
-        yield Made(task.line, error=f"failed: its worker died {TRIES} times (exit code {code})")
+        yield given_up(rest, f"failed: its worker died {TRIES} times (exit code {code})")
+        rest, tried = without(rest, 1), 0
+    if rest.seeds:
+        waiting.append((rest, tried))
 
 
-def _hand(worker: _Worker, waiting: list[tuple[Task, int]]) -> None:
+def without(task: Task, first: int) -> Task:
+    """The task without its first images."""
+    return replace(task, seeds=task.seeds[first:], keys=task.keys[first:])
+
+
+def given_up(task: Task, why: str) -> Made:
+    """That the task's first image is not to be had."""
+    return Made(task.line, task.keys[0], task.seeds[0], error=why)
+
+
+def _hand(worker: _Worker, waiting: Waiting) -> None:
     worker.task, worker.tried = waiting.pop() if waiting else (None, 0)
     worker.finished = 0
     if worker.task is not None:
-        worker.pipe.send(worker.task)
+        # One that died while idle is found dead when its answer is awaited.
+        with suppress(OSError):
+            worker.pipe.send(worker.task)
 
 
 def _begin(index: int, count: int, setup: Setup) -> _Worker:

@@ -18,8 +18,10 @@ from PIL import Image
 import t2iedit
 import t2iedit.cli
 from t2iedit import batch, workers
-from t2iedit.errors import InvalidRequest, OutputNotWritable
+from t2iedit.errors import InvalidRequest, LoraNotUsable, OutputNotWritable
+from t2iedit.lora import Lora
 from t2iedit.painters import KNOWN_TEXTS, Made, Setup
+from t2iedit.plugins import installed
 from t2iedit.request_files import read_lines
 from t2iedit.text import TextEncoder
 from t2iedit.tiny import tiny_pipeline
@@ -104,7 +106,18 @@ def test_defaults_fill_what_a_line_leaves_out(tmp_path):
     [
         ("{", "this is not JSON"),
         ("[]", 'with at least a "prompt"'),
-        ('{"steps": 3}', 'with at least a "prompt"'),
+        ('{"steps": 3}', 'needs at least a "prompt"'),
+        ('{"prompt": "a", "self": 1}', 'a request has no "self"'),
+        ('{"prompt": "\\ud800"}', "bytes that are no characters"),
+        ('{"prompt": "a", "edits": [{"name": ["decor"]}]}', "an edit is"),
+        ('{"prompt": "a", "edits": [{"name": "decor", "options": []}]}', "an edit is"),
+        (
+            '{"prompt": "a", "edits": [{"name": "decor", "options": {"self": 1}}]}',
+            'no option "self"',
+        ),
+        ('{"prompt": "a", "loras": 3}', "loras is a list"),
+        ('{"prompt": "a", "loras": [{"file": "x", "size": 1}]}', 'loras.0 has no "size"'),
+        ('{"prompt": "a", "seeds": "0..' + "9" * 5000 + '"}', "a seed is a whole number"),
         ('{"prompt": "a", "stepps": 3}', 'a request has no "stepps"'),
         ('{"prompt": "a", "edits": [{"name": "dekor"}]}', 'did you mean "decor"'),
         ('{"prompt": "a", "size": "big"}', "write width x height"),
@@ -123,8 +136,38 @@ def test_bytes_and_rows_that_are_none_are_bad_lines(tmp_path):
     assert [line.error is None for line in read_lines(tmp_path / "r.txt")] == [True, False, True]
     long = written(tmp_path / "r.csv", "prompt", "a cat", "a,b", "a dog")
     assert [line.error is None for line in read_lines(long)] == [True, False, True]
-    with pytest.raises(InvalidRequest, match="there is no file"):
-        list(read_lines(tmp_path / "none.jsonl"))
+    long.write_bytes(b"prompt\na cat\n\xff\xfe\na dog\n")
+    assert [line.error is None for line in read_lines(long)] == [True, False, True]
+
+
+def test_every_field_of_a_request_has_its_form_in_csv(tmp_path):
+    path = written(
+        tmp_path / "r.csv",
+        "prompt, loras,prompts,steps",
+        'a cat,style.safetensors:0.5,"{""clip_g"": ""a, b""}",3',
+        'a cat,"[""a.safetensors"", ""b.safetensors""]",,',
+    )
+    first, second = (line.request for line in read_lines(path))
+    assert [(lora.file, lora.scale) for lora in first.loras] == [("style.safetensors", 0.5)]
+    assert first.prompts == {"clip_g": "a, b"} and first.steps == 3
+    assert [lora.file for lora in second.loras] == ["a.safetensors", "b.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("none.jsonl", None, "there is no file"),
+        ("r.csv", "promt,seed\na,1\n", 'no "promt"; did you mean "prompt"'),
+        ("r.csv", "prompt;seed\na;1\n", "with commas between them"),
+        ("r.csv", "a\0b\n", "is not CSV|has no"),
+        ("r.jsnl", "{}\n", "says nothing of its form"),
+    ],
+)
+def test_file_that_cannot_be_read_at_all_is_one_sentence(tmp_path, name, text, sentence):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InvalidRequest, match=sentence):
+        list(read_lines(tmp_path / name))
 
 
 # Painting.
@@ -193,11 +236,86 @@ def test_bad_lines_and_failures_are_recorded_and_the_rest_is_made(tiny, tmp_path
     records = results(tmp_path / "out")
     errors = {r["lines"][0]: r["error"] for r in records if "error" in r}
     assert sorted(errors) == [1, 2, 3, 4] and [r["lines"] for r in records if "key" in r] == [[5]]
+    assert {r["lines"][0]: r["seed"] for r in records} == {1: 0, 2: None, 3: 0, 4: 0, 5: 0}
     assert 'there is no model "nowhere"' in errors[1] and "multiples of 8" in errors[3]
     assert '"dog" is not in the prompt' in errors[4]
     # Failures are tried again, and told once.
     assert len(paint(read_lines(path), tmp_path / "out")) == 4
     assert len(results(tmp_path / "out")) == 5
+
+
+class Clumsy(t2iedit.Edit):
+    """Fails for one seed, with what only a bug raises."""
+
+    name = "clumsy"
+
+    def edit_embedding(self, embedding, run):
+        if run.seeds == (1,):
+            raise AttributeError("no such thing")
+        return embedding
+
+
+def test_one_image_that_fails_stops_neither_its_line_nor_the_next(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(installed().edits, "clumsy", Clumsy)
+    lines = [
+        {"prompt": "a cat", "model": tiny, "seeds": [0, 1, 2], "edits": [{"name": "clumsy"}]},
+        {"prompt": "a dog", "model": tiny},
+        {"prompt": "a cat", "model": tiny, "seed": 1, "edits": [{"name": "clumsy"}]},
+    ]
+    path = written(tmp_path / "r.jsonl", *lines)
+    with batch.Folder(tmp_path / "out").held() as held:
+        made = batch.plan(read_lines(path), held)
+        counts = batch.run(made, held, batch.in_process, Setup(), lambda made, path: None)
+    assert counts == (3, 1)
+    records = results(tmp_path / "out")
+    (failed,) = [record for record in records if "error" in record]
+    assert failed["seed"] == 1 and failed["lines"] == [1, 3] and "AttributeError" in failed["error"]
+    assert sorted((r["lines"][0], r["seed"]) for r in records) == [(1, 0), (1, 1), (1, 2), (2, 0)]
+
+
+def test_precisions_of_one_model_do_not_meet(tiny, tmp_path):
+    """Their fingerprints differ, and a batch that goes on must not take one for the other."""
+    lines = [{"prompt": "a cat", "model": tiny}, {"prompt": "a cat", "model": tiny, "dtype": "bfloat16"}]  # fmt: skip
+    path = written(tmp_path / "r.jsonl", *lines)
+    paint(read_lines(path), tmp_path / "out")
+    written(path, *lines, *({**line, "prompt": "a dog"} for line in lines))
+    paint(read_lines(path), tmp_path / "out")
+    records = results(tmp_path / "out")
+    assert len(records) == 4 and not any("error" in record for record in records)
+    assert {record["dtype"] for record in records} == {"float32", "bfloat16"}
+
+
+def test_texts_known_under_a_lora_are_not_taken_for_those_without(tiny, tmp_path):
+    """Nor after a LoRA that failed to load, which leaves none on."""
+    from safetensors.torch import save_file
+
+    model = t2iedit.open_model(tiny)
+    name = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer"
+    width = model.pipeline.text_encoder.config.hidden_size
+    down, up = torch.randn(2, 2, width, generator=torch.Generator().manual_seed(0))
+    good = {f"{name}.down.weight": down, f"{name}.up.weight": up.T.contiguous()}
+    save_file(good, tmp_path / "good.safetensors")
+    save_file({"nothing.of.use": torch.ones(1)}, tmp_path / "bad.safetensors")
+    known = {}
+    plain = t2iedit.Request("a cat", steps=1)
+    expected = np.asarray(t2iedit.generate(model, plain).image)
+    lora = t2iedit.Request("a cat", steps=1, loras=[f"{tmp_path}/good.safetensors:4"])
+    with_lora = np.asarray(t2iedit.generate(model, lora, known=known).image)
+    assert not np.array_equal(with_lora, expected)
+    with pytest.raises(LoraNotUsable):
+        bad = plain.model_copy(update={"loras": (Lora(file=str(tmp_path / "bad.safetensors")),)})
+        t2iedit.generate(model, bad, known=known)
+    after = np.asarray(t2iedit.generate(model, plain, known=known).image)
+    assert np.array_equal(after, expected)
+
+
+def test_requests_of_one_lora_stand_together():
+    def like(prompt, *loras):
+        return t2iedit.Request(prompt, loras=loras)
+
+    mixed = [like("a", "x.safetensors"), like("b"), like("c", "x.safetensors"), like("d")]
+    loras = [bool(request.loras) for request in sorted(mixed, key=batch._alike)]
+    assert loras == sorted(loras)
 
 
 # Crashes.
@@ -351,8 +469,9 @@ def test_workers_paint_what_one_paints_and_survive_a_death(tiny, tmp_path):
 
     with batch.Folder(two).held() as held:
         made = batch.plan(read_lines(path), held)
-        failures = batch.run(made, held, workers.processes(2), Setup(threads=threads), kill_one)
-    assert killed and failures == 0
+        engine = workers.processes(2)
+        assert batch.run(made, held, engine, Setup(threads=threads), kill_one) == (12, 0)
+    assert killed
     assert sorted(r["seed"] for r in results(two)) == list(range(12))
     paint(read_lines(path), tmp_path / "one")
     assert {p.name for p in two.glob("*.png")} == {p.name for p in (tmp_path / "one").glob("*.png")}

@@ -258,6 +258,21 @@ def test_doctor_advises(cli):
     assert "- " in cli("doctor")[1]
 
 
+@pytest.mark.parametrize(
+    ("gib", "cuda", "sentence"),
+    [
+        (2, [], "fit into memory: none."),
+        (24, [], "fit into memory: SD 1.x, SDXL, SD3."),
+        (8, ["a card"], "fit into the GPU's memory: SD 1.x; with --offload model also SDXL."),
+        (80, ["a card"], "fit into the GPU's memory: SD 1.x, SDXL, SD3, FLUX."),
+    ],
+)
+def test_doctor_says_what_fits(gib, cuda, sentence):
+    from t2iedit.cli.doctor import fitting
+
+    assert fitting(gib << 30, {"cuda": cuda, "bfloat16": True}).endswith(sentence)
+
+
 def test_list_values_come_in_three_ways():
     for words in (
         ["undesired=fog,a dog"],

@@ -23,6 +23,11 @@ def rows(conditioning):
     return [tensor for _, tensor in conditioning.tensors()]
 
 
+def assert_close(first, second):
+    pairs = zip(rows(first), rows(second), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+
+
 def same(first, second):
     return all(map(torch.equal, rows(first), rows(second)))
 
@@ -153,10 +158,28 @@ def test_edits_come_on_top_of_a_conditioning(model):
     at_once = t2iedit.encode(model, PROMPT, edits=[edit])
     run = t2iedit.start(model, t2iedit.Request(edits=[edit]), t2iedit.encode(model, PROMPT))
     (later,) = t2iedit.condition([run])
-    assert all(
-        torch.allclose(a, b, atol=1e-5) for a, b in zip(rows(later), rows(at_once), strict=True)
-    )
+    assert_close(later, at_once)
     assert [list(step) for step in later.origin.history] == [["encoded"], ["edited"]]
+
+
+def test_conditioning_is_loaded_edited_blended_saved_and_painted_in_a_chain(model, tmp_path):
+    path = t2iedit.encode(model, PROMPT, negative="fog").save(tmp_path / "first.safetensors")
+    edit = Decor(undesired=["a blue dog"], alpha=0.7)
+    edited = t2iedit.Conditioning.load(path).edit(model, edit)
+    assert_close(edited, t2iedit.encode(model, PROMPT, negative="fog", edits=[edit]))
+    assert [list(step) for step in edited.origin.history] == [["encoded"], ["edited"]]
+    mixed = edited.blend(t2iedit.encode(model, OTHER, negative="fog"), 0.3)
+    held = t2iedit.Conditioning.load(mixed.save(tmp_path / "second.safetensors"))
+    assert t2iedit.generate(model, t2iedit.Request(steps=1), conditioning=held).image
+    unguided = t2iedit.encode(model, PROMPT, guidance_scale=1).edit(model, edit)
+    assert unguided.negative is None and edited.negative is not None
+
+
+def test_editing_what_was_made_by_hand_says_so(sd1):
+    held = t2iedit.encode(sd1, PROMPT)
+    by_hand = t2iedit.Conditioning(held.prompt, held.negative)
+    edited = by_hand.edit(sd1, Decor(undesired=["fog"]))
+    assert [list(step) for step in edited.origin.history] == [["made"], ["edited"]]
 
 
 def test_a_negative_is_added_where_the_conditioning_has_none_and_replaced_where_asked(model):

@@ -117,6 +117,10 @@ def test_file_of_another_major_version_is_refused(file, version, advice):
         {"tensors": lambda t: t.update({"0/prompt/0/hidden": torch.full((77, 32), torch.nan)})},
         {"tensors": lambda t: t.update({"0/prompt/0/hidden": torch.ones(77, 32, dtype=torch.int8)})},
         {"tensors": lambda t: t.update({"0/prompt/0/offsets": torch.ones(77, 3, dtype=torch.int32)})},
+        {"tensors": lambda t: t.update({"0/prompt/0/offsets": torch.full((77, 2), torch.inf)})},
+        {"tensors": lambda t: t.update({name: tensor[:0] for name, tensor in t.items()})},
+        {"header": lambda h: h["moments"][0]["prompt"][0].update(encoder="clip_x")},
+        {"header": lambda h: h["encoders"].append(h["encoders"][0])},
     ],
 )  # fmt: skip
 def test_damaged_file_is_one_sentence(file, change):
@@ -134,6 +138,7 @@ def test_damaged_file_is_one_sentence(file, change):
         b"\xff" * 64,
         (99).to_bytes(8, "little") + b"{}",
         (2).to_bytes(8, "little") + b"[]",
+        (10_000).to_bytes(8, "little") + b"[" * 10_000,
     ],
 )
 def test_file_that_is_none_is_one_sentence(tmp_path, data):
@@ -143,6 +148,10 @@ def test_file_that_is_none_is_one_sentence(tmp_path, data):
         t2iedit.Conditioning.load(path)
     with pytest.raises(ConditioningNotUsable, match="there is no conditioning"):
         t2iedit.Conditioning.load(tmp_path / "none.safetensors")
+    header = b'{"__metadata__":null}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ConditioningNotUsable, match="cannot be read as a conditioning"):
+        t2iedit.Conditioning.load(path)
     save_file({"x": torch.ones(2)}, path)
     with pytest.raises(ConditioningNotUsable, match="holds no conditioning"):
         t2iedit.Conditioning.load(path)
@@ -154,6 +163,24 @@ def test_truncated_file_is_one_sentence(file):
         file.write_bytes(whole[:length])
         with pytest.raises(ConditioningNotUsable):
             t2iedit.Conditioning.load(file)
+
+
+def test_kinds_hold_the_attention_mask_of_the_tokenizer(model):
+    for encoder in model.encoders:
+        tokens = encoder.tokenize(PROMPT)
+        theirs = encoder.tokenizer(PROMPT, padding="max_length", max_length=encoder.length)
+        mine = [int(kind is not t2iedit.Kind.PAD) for kind in tokens.kinds]
+        assert mine == theirs["attention_mask"]
+
+
+def test_file_of_format_1_0_is_read_for_ever():
+    """Written by the first version that wrote any: two windows of a prompt, edited from 0.5 on."""
+    held = t2iedit.Conditioning.load(Path(__file__).parent / "data" / "format-1.0.safetensors")
+    assert held.text == "a red cat a blue dog" and [start for start, _ in held.changes] == [0.5]
+    assert held.prompt[0].tokens.of(t2iedit.Kind.BOS) == [0, 77] and held.negative is not None
+    assert held.origin is not None and held.origin.family == "sd"
+    assert [list(step) for step in held.origin.history] == [["encoded"]]
+    assert held.digest == "f2ef9bf7192e"
 
 
 def test_document_names_every_part_of_a_file(file):

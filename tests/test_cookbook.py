@@ -19,7 +19,7 @@ COOKBOOK = (ROOT / "docs" / "cookbook.md").read_text()
 TASKS = dict(re.findall(r"^## (\d+)\. .*?\n(.*?)(?=^## |\Z)", COOKBOOK, re.DOTALL | re.MULTILINE))
 MADE = {
     "1": ["removed.png", "one.png"],
-    "2": ["circle.safetensors", "later/3.png"],
+    "2": ["circle.safetensors", "later/3.png", "mixed.safetensors"],
     "3": ["walk/0.png", "walk/4.png"],
     "4": ["swapped.png", "early.png"],
     "5": ["weighed.png", "plain.png"],

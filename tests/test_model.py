@@ -118,6 +118,19 @@ def test_folder_may_say_its_steps_and_guidance(folder):
     assert (defaults.steps, defaults.guidance_scale, defaults.size) == (4, 1.5, (64, 64))
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"steps": 0}', '{"guidance_scale": "much"}'])
+def test_settings_that_make_no_sense_are_one_sentence(folder, text):
+    (folder / "t2iedit.json").write_text(text)
+    with pytest.raises(ModelNotUsable, match="t2iedit.json.* cannot be read"):
+        open_model(folder)
+
+
+def test_index_that_is_no_object_is_one_sentence(folder):
+    (folder / "model_index.json").write_text("[]")
+    with pytest.raises(ModelNotUsable, match="no JSON object"):
+        open_model(folder)
+
+
 def test_defaults_are_the_pipelines_own(sd1, sdxl):
     assert (sd1.defaults.steps, sd1.defaults.guidance_scale) == (50, 7.5)
     assert (sdxl.defaults.steps, sdxl.defaults.guidance_scale) == (50, 5.0)

@@ -1,4 +1,4 @@
-"""The block for modular diffusers, in a modular SDXL of the tiny model's parts."""
+"""The block for modular diffusers, in modular pipelines of the tiny models' parts."""
 
 import numpy as np
 import pytest
@@ -8,45 +8,63 @@ import t2iedit
 from t2iedit.errors import ConditioningNotUsable
 from t2iedit.modular import ConditioningStep
 from t2iedit.plugins import installed
+from t2iedit.testing import tiny_model
 
 Decor = installed().edit("decor")
 pytestmark = pytest.mark.filterwarnings("ignore")
+PROMPT, STEPS = "a red cat and a blue dog", 3
 
 
-@pytest.fixture
-def pipeline(sdxl):
-    from diffusers import ClassifierFreeGuidance
-    from diffusers.modular_pipelines import StableDiffusionXLAutoBlocks
+def modular(model, block=True):
+    from diffusers import ClassifierFreeGuidance, modular_pipelines
 
-    blocks = StableDiffusionXLAutoBlocks()
-    blocks.sub_blocks.insert("conditioning", ConditioningStep(), 1)
-    made = blocks.init_pipeline()
-    parts = {k: v for k, v in sdxl.pipeline.components.items() if v is not None}
-    made.update_components(**parts, guider=ClassifierFreeGuidance(guidance_scale=5.0))
-    return made
+    name = {"sdxl": "StableDiffusionXL", "sd3": "StableDiffusion3", "flux": "Flux"}[model.family]
+    blocks = getattr(modular_pipelines, f"{name}AutoBlocks")()
+    if block:
+        blocks.sub_blocks.insert("conditioning", ConditioningStep(), 1)
+    pipeline = blocks.init_pipeline()
+    parts = {k: v for k, v in model.pipeline.components.items() if v is not None}
+    if model.family != "flux":
+        guidance = model.defaults.guidance_scale
+        parts["guider"] = ClassifierFreeGuidance(guidance_scale=guidance)
+    pipeline.update_components(**parts)
+    return pipeline
 
 
-def painted(pipeline, **values):
+def painted(pipeline, *seeds, **values):
     images = pipeline(
-        num_inference_steps=3,
+        prompt=PROMPT,
+        num_inference_steps=STEPS,
         height=64,
         width=64,
-        generator=torch.Generator().manual_seed(3),
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        num_images_per_prompt=len(seeds),
         output="images",
         **values,
     )
-    return np.asarray(images[0]).astype(int)
+    return [np.asarray(image).astype(int) for image in images]
 
 
-def test_block_says_what_the_conditioning_says(sdxl, pipeline):
-    request = t2iedit.Request("a cat", edits=[Decor(undesired=["fog"])], steps=3, seed=3)
-    edited = painted(pipeline, prompt="a cat", conditioning=t2iedit.encode(sdxl, request))
-    expected = np.asarray(t2iedit.generate(sdxl, request).image).astype(int)
-    assert np.abs(edited - expected).max() <= 2
-    assert np.abs(painted(pipeline, prompt="a cat") - edited).max() > 2
+def far(images, others):
+    pairs = zip(images, others, strict=True)
+    return max(np.abs(np.asarray(image).astype(int) - other).max() for image, other in pairs)
 
 
-def test_block_refuses_a_conditioning_that_changes(sdxl, pipeline):
-    held = t2iedit.encode(sdxl, "a cat", edits=[Decor(undesired=["fog"], start=0.5)])
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
+def test_block_says_what_the_conditioning_says(family):
+    model = tiny_model(family)
+    pipeline = modular(model)
+    edits = [Decor(undesired=["a red cat"])]
+    request = t2iedit.Request(PROMPT, edits=edits, steps=STEPS, seeds=(3, 4), size=(64, 64))
+    edited = painted(pipeline, 3, 4, conditioning=t2iedit.encode(model, request))
+    assert far(t2iedit.generate(model, request).images, edited) <= 2
+    # Without a conditioning it is as if the block were not there.
+    plain = painted(pipeline, 3, 4)
+    assert far(plain, edited) > 2
+    assert far(painted(modular(model, block=False), 3, 4), plain) == 0
+
+
+def test_block_refuses_a_conditioning_that_changes(sdxl):
+    held = t2iedit.encode(sdxl, PROMPT, edits=[Decor(undesired=["fog"], start=0.5)])
     with pytest.raises(ConditioningNotUsable, match="changes during the denoising"):
-        painted(pipeline, prompt="a cat", conditioning=held)
+        painted(modular(sdxl), 3, conditioning=held)

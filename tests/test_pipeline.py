@@ -121,3 +121,28 @@ def test_conditioning_many_runs_equals_each_alone(model):
         for a, b in zip(both.prompt, alone.prompt, strict=True):
             assert torch.allclose(a.hidden, b.hidden, atol=1e-5)
     assert t2iedit.condition([]) == []
+
+
+def test_text_that_many_edits_look_at_is_encoded_once(model, monkeypatch):
+    encoded = []
+    original = t2iedit.TextEncoder.encode_batch
+
+    def counting(self, tokens, embeds=None):
+        encoded.append([token.text for token in tokens])
+        return original(self, tokens, embeds)
+
+    monkeypatch.setattr(t2iedit.TextEncoder, "encode_batch", counting)
+    texts = [f"a red cat and a {word}" for word in ("dog", "car", "photo")]
+    edits = [Decor(undesired=["fog"])]
+    requests = [t2iedit.Request(text, guidance_scale=1, edits=edits) for text in texts]
+    together = t2iedit.condition([t2iedit.start(model, request) for request in requests])
+    assert encoded == [texts, ["fog"]] * len(model.encoders)
+    for request, mine in zip(requests, together, strict=True):
+        alone = t2iedit.encode(model, request)
+        for a, b in zip(mine.prompt, alone.prompt, strict=True):
+            assert torch.allclose(a.hidden, b.hidden, atol=1e-5)
+    # Afterwards nothing is remembered, so that other weights are noticed.
+    encoder = model.encoders[0]
+    before = encoder.encode(encoder.tokenize("fog")).hidden
+    next(encoder.transformer.parameters()).data.mul_(1.5)
+    assert not torch.equal(encoder.encode(encoder.tokenize("fog")).hidden, before)

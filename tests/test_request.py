@@ -64,5 +64,5 @@ def test_bad_edit_in_a_request_keeps_its_own_sentence(edit, error):
 
 @pytest.mark.parametrize("data", [[], {"steps": 3}, {"prompt": 7}])
 def test_json_without_a_prompt_is_refused(data):
-    with pytest.raises(InvalidRequest, match='with at least a "prompt"'):
+    with pytest.raises(InvalidRequest, match='at least a "prompt"'):
         t2iedit.Request.from_json(data)

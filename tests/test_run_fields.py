@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 import t2iedit
-from t2iedit.errors import InvalidRequest, ModelNotUsable
+from t2iedit.errors import EditNotSupported, InvalidRequest, ModelNotUsable
 from t2iedit.plugins import installed
 from t2iedit.testing import tiny_model
 from t2iedit.tiny import tiny_pipeline
@@ -206,6 +206,52 @@ def test_controlnet_goes_through_the_same_call():
     assert np.array_equal(mine, pixels(direct))
 
 
+def with_ip_adapter(pipeline):
+    """An IP-Adapter of random weights, loaded the way diffusers loads one from a file."""
+    unet, width = pipeline.unet, pipeline.unet.config.cross_attention_dim
+    channels, layers = unet.config.block_out_channels, {}
+    cross = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
+    for number, name in enumerate(cross):
+        place, block = name.split(".")[:2]
+        side = list(reversed(channels)) if place == "up_blocks" else channels
+        size = channels[-1] if place == "mid_block" else side[int(block)]
+        for part in ("to_k_ip", "to_v_ip"):
+            layers[f"{2 * number + 1}.{part}.weight"] = torch.randn(size, width)
+    projection = {
+        "proj.weight": torch.randn(4 * width, width),
+        "proj.bias": torch.zeros(4 * width),
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+    }
+    unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": layers}])
+    return [torch.randn(2, 1, width)]
+
+
+def test_loaded_ip_adapter_goes_through_the_same_call_and_stays():
+    torch.manual_seed(0)
+    pipeline = tiny_pipeline("sd1")
+    embeds = with_ip_adapter(pipeline)
+    before = dict(pipeline.unet.attn_processors)
+    model = t2iedit.open_model(pipeline)
+    request = t2iedit.Request(PROMPT, steps=2, seed=3)
+    mine = pixels(t2iedit.generate(model, request, ip_adapter_image_embeds=embeds).image)
+    direct = pipeline(
+        PROMPT,
+        ip_adapter_image_embeds=embeds,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(3),
+    ).images[0]
+    assert np.array_equal(mine, pixels(direct))
+    edits = (
+        Decor(undesired=["fog"], start=0.5),
+        installed().edit("t2i_zero")(concepts=["red cat", "blue dog"], suppression=0.5),
+    )
+    edited = request.model_copy(update={"edits": edits})
+    other = pixels(t2iedit.generate(model, edited, ip_adapter_image_embeds=embeds).image)
+    assert not np.array_equal(mine, other)
+    assert pipeline.unet.attn_processors == before
+
+
 # Weights that wait elsewhere.
 
 
@@ -231,12 +277,28 @@ def test_offload_paints_the_same_with_edits_on_a_gpu(family, how):
     assert model.device.type == "cuda"
 
 
-def test_model_offload_paints_the_same_with_edits():
-    edits = [Decor(undesired=["fog"], start=0.4)]
-    expected = painted(tiny_model("sdxl"), *edits)
-    pipeline = tiny_pipeline("sdxl")
+EDITS = {
+    "decor": {"undesired": ["fog"], "start": 0.4},
+    "t2i_zero": {"concepts": ["red cat", "blue dog"], "suppression": 0.5},
+    "mixdq": {},
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_model_offload_paints_the_same_with_edits_and_patches(name):
+    edit = installed().edit(name)(**EDITS[name])
+    plain, pipeline = tiny_model("sd1"), tiny_pipeline("sd1")
     pipeline.enable_model_cpu_offload(device="cpu")
-    assert np.array_equal(painted(t2iedit.open_model(pipeline), *edits), expected)
+    offloaded = t2iedit.open_model(pipeline)
+    assert np.array_equal(painted(offloaded, edit), painted(plain, edit))
+    assert np.array_equal(painted(offloaded), painted(plain))
+
+
+def test_patches_of_weights_that_sequential_offload_keeps_elsewhere_are_refused():
+    pipeline = tiny_pipeline("sd1")
+    pipeline.enable_sequential_cpu_offload(device="cpu")
+    with pytest.raises(EditNotSupported, match="use --offload model"):
+        painted(t2iedit.open_model(pipeline), installed().edit("mixdq")())
 
 
 def test_offload_without_a_gpu_is_refused():

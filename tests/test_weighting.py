@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import t2iedit
-from t2iedit.errors import InvalidRequest, SpanNotFound
+from t2iedit.errors import EditNotSupported, InvalidRequest, SpanNotFound
 from t2iedit.plugins import installed
+from t2iedit.testing import tiny_model
 from t2iedit.text import Kind
 from t2iedit.weighting import parse
 
@@ -104,6 +105,42 @@ def test_long_prompt_is_read_in_windows_with_a_bos_row_each(model):
         assert not embedding.tokens.lost
         words = [embedding.tokens.offsets[i] for i in embedding.tokens.words]
         assert len(words) == 140 and words == sorted(words)
+
+
+def test_break_after_a_weighted_space_weighs_nothing_of_the_next_window():
+    script = parse("(a red   :1.4) BREAK cat", "a1111")
+    (start, end, weight) = script.weights[0]
+    assert script.text[start:end].strip() == "a red" and weight == 1.4
+    assert end <= script.breaks[0] and script.text[script.breaks[0] :] == "cat"
+
+
+def test_encoders_that_read_different_numbers_of_windows_are_joined(sdxl):
+    """The one that reads fewer is repeated whole, so the picture is that of its windows alike."""
+    held = t2iedit.encode(sdxl, PROMPT, prompts={"clip_g": LONG}, syntax="windows")
+    rows = held.joined()["prompt_embeds"]
+    width = held.prompt[0].hidden.shape[1]
+    assert torch.equal(rows[:77, :width], rows[77:, :width]) and len(rows) == 154
+    request = t2iedit.Request(PROMPT, prompts={"clip_g": LONG}, syntax="windows", steps=1)
+    assert t2iedit.generate(sdxl, request).image.size == (64, 64)
+
+
+def test_attention_edits_reach_every_copy_of_a_repeated_prompt(sd1):
+    """Beside a negative prompt of two windows, each token of the prompt stands in two columns."""
+    seen = []
+
+    class Looks(t2iedit.Edit):
+        name = "looks"
+
+        def edit_attention(self, probs, site, run):
+            dog = run.tokens[0].indices(run.span("dog"))
+            seen.append((probs.shape[-1], dog, probs[..., dog]))
+            return probs
+
+    request = t2iedit.Request(PROMPT, negative=LONG, syntax="windows", steps=1, edits=[Looks()])
+    t2iedit.generate(sd1, request)
+    width, dog, probs = seen[0]
+    assert width == 154 and dog[1] == dog[0] + 77
+    assert torch.allclose(probs[..., 0], probs[..., 1], atol=1e-6)
 
 
 def test_each_window_is_encoded_on_its_own(model):
@@ -221,6 +258,32 @@ def test_a1111s_weights_can_be_read_as_compels(model):
     mine = encoded(model, "a (red:1.4) cat and a blue dog", syntax="a1111", weights="compel")
     pairs = zip(mine, theirs, strict=True)
     assert all(torch.allclose(a.hidden, b.hidden, atol=1e-5) for a, b in pairs)
+
+
+@needs_compel
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_compel_reads_for_t5_too(family):
+    model = tiny_model(family)
+    plain, same = encoded(model, "a red cat"), encoded(model, "a red cat", syntax="compel")
+    weighed = encoded(model, "a red++ cat", syntax="compel")
+    for before, mine, other in zip(plain, same, weighed, strict=True):
+        assert torch.allclose(mine.hidden, before.hidden, atol=1e-5)
+        assert mine.tokens.kinds == before.tokens.kinds == other.tokens.kinds
+        assert mine.tokens.offsets == before.tokens.offsets == other.tokens.offsets
+        assert not torch.allclose(other.hidden, before.hidden, atol=1e-4)
+
+
+@needs_compel
+@pytest.mark.filterwarnings("ignore")
+def test_swap_keeps_compels_reading_of_weights(model):
+    swap = {"name": "swap", "options": {"phrase": "dog", "to": "car"}}
+    mine = encoded(model, "a (red:1.4) cat and a blue dog", syntax="a1111", weights="compel", edits=[swap])  # fmt: skip
+    theirs = encoded(model, "a (red)1.4 cat and a blue car", syntax="compel")
+    pairs = zip(mine, theirs, strict=True)
+    assert all(torch.allclose(a.hidden, b.hidden, atol=1e-5) for a, b in pairs)
+    with pytest.raises(EditNotSupported, match="compel reads the prompt itself"):
+        t2iedit.encode(model, "a red++ cat and a blue dog", syntax="compel", edits=[swap])
 
 
 @needs_compel

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="models at work at once"
     )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="of each worker; default its share of the cores"
+    )
     parser.add_argument("--engine", choices=("local", "ray"), default="local")
     parser.add_argument("--address", metavar="A", help="the Ray cluster, for instance auto")
     parser.add_argument("--dry-run", action="store_true", help="check every line, paint nothing")
@@ -37,24 +41,26 @@ def run(args: argparse.Namespace) -> int:
 
     defaults = request_values(args)
     check_writable(Path(args.output))
-    setup = Setup(device=args.device, offload=args.offload)
+    setup = Setup(args.device, args.offload, args.threads)
     if args.dry_run:
         plan = batch.plan(read_lines(args.requests, defaults), None)
-        return _summary(args, plan, _checked(plan, setup), "could be made")
+        _check_tasks(plan, setup)
+        return _summary(args, plan, plan.images, len(plan.errors))
     with batch.Folder(args.output).held() as folder:
         plan = batch.plan(read_lines(args.requests, defaults), folder)
-        setup = Setup(args.device, args.offload, None, folder.fingerprints)
+        setup = replace(setup, fingerprints=folder.fingerprints)
         say, close = _speaker(plan, quiet=args.json)
         try:
-            failures = batch.run(plan, folder, _engine(args), setup, say)
+            made, failed = batch.run(plan, folder, _engine(args), setup, say)
         finally:
             close()
-    return _summary(args, plan, failures, "made")
+    return _summary(args, plan, made, failed)
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.workers < 1:
-        raise InvalidRequest(f"--workers {args.workers}: at least 1 is needed")
+    for flag, number in (("--workers", args.workers), ("--threads", args.threads)):
+        if number is not None and number < 1:
+            raise InvalidRequest(f"{flag} {number}: at least 1 is needed")
     if args.batch_size != 1:
         raise InvalidRequest(
             "batch paints one image per call, so that each equals its seed alone; leave out --batch-size"
@@ -77,19 +83,18 @@ def _engine(args: argparse.Namespace) -> "Engine":
     return in_process
 
 
-def _checked(plan: "Plan", setup: "Setup") -> int:
-    """Every task against its model; the number of lines that could not be painted."""
+def _check_tasks(plan: "Plan", setup: "Setup") -> None:
+    """Every line against its model; those that could not be painted join the plan's errors."""
     from t2iedit.painters import Painter
 
     painter = Painter(setup)
-    for task in plan.tasks:
-        error = None if task.line in plan.errors else painter.check(task)
+    for task in {task.line: task for task in plan.tasks}.values():
+        error = painter.check(task)
         if error is not None:
             plan.errors[task.line] = error
     plan.tasks = [task for task in plan.tasks if task.line not in plan.errors]
     for line, error in sorted(plan.errors.items()):
         _complain(line, error)
-    return len(plan.errors)
 
 
 def _speaker(plan: "Plan", *, quiet: bool) -> Any:
@@ -98,10 +103,13 @@ def _speaker(plan: "Plan", *, quiet: bool) -> Any:
     bar = tqdm(total=plan.images, delay=1, disable=None, leave=False, unit="image")
 
     def say(made: "Made", path: Path | None) -> None:
+        bar.update(made.seed is not None)
         if path is None:
-            _complain(made.line, made.error or "")
+            # Told once for a line of many seeds.
+            if plan.errors.get(made.line) != made.error or made.seed is None:
+                _complain(made.line, made.error or "")
+            plan.errors[made.line] = made.error or ""
             return
-        bar.update(1)
         if not quiet:
             print(path, flush=True)
 
@@ -112,14 +120,14 @@ def _complain(line: int, error: str) -> None:
     print(f"t2iedit: line {line}: {error}", file=sys.stderr, flush=True)
 
 
-def _summary(args: argparse.Namespace, plan: "Plan", failures: int, done: str) -> int:
-    facts = {"images": plan.images, "already there": plan.done, "failed": failures}
+def _summary(args: argparse.Namespace, plan: "Plan", images: int, failed: int) -> int:
+    facts = {"images": images, "already there": plan.done, "failed": failed}
     if args.json:
         print_json(facts | {"errors": {str(k): v for k, v in sorted(plan.errors.items())}})
     else:
-        made = plan.images if args.dry_run else max(0, plan.images - failures + len(plan.errors))
+        done = "could be made" if args.dry_run else "made"
         print(
-            f"t2iedit: {made} images {done}, {plan.done} were there already, {failures} failures",
+            f"t2iedit: {images} images {done}, {plan.done} were there already, {failed} failures",
             file=sys.stderr,
         )
-    return 1 if failures else 0
+    return 1 if failed else 0
