@@ -12,6 +12,7 @@ from torch import Tensor
 
 from t2iedit import lora
 from t2iedit.attention import Look, Probabilities, Site, openable, opened
+from t2iedit.blending import common_length
 from t2iedit.conditioning import Conditioning
 from t2iedit.edit import Edit, Run, check_window
 from t2iedit.encoding import Known, blamed, condition
@@ -22,6 +23,7 @@ from t2iedit.provenance import environment
 from t2iedit.request import Request, Result
 from t2iedit.schedulers import using
 from t2iedit.steps import scheduled
+from t2iedit.text import Tokens
 from t2iedit.weighting import Script, parse
 
 
@@ -239,7 +241,7 @@ def denoise(
 ) -> Iterator[tuple[Image, int]]:
     """Each image with its seed, in the order of the run's seeds."""
     model = run.model
-    run.tokens = tuple(embedding.tokens for embedding in conditioning.prompt)
+    run.tokens = _tokens(conditioning)
     for first in range(0, len(run.seeds), batch_size):
         seeds = list(run.seeds[first : first + batch_size])
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
@@ -249,7 +251,7 @@ def denoise(
             stack.enter_context(_quiet(model.pipeline))
             stack.enter_context(using(model.pipeline, run.scheduler))
             stack.enter_context(scheduled(model, conditioning))
-            stack.enter_context(_attention(run))
+            stack.enter_context(_attention(run, conditioning))
             output = model.pipeline(
                 **model.inputs(conditioning),
                 **_size(model, run),
@@ -263,6 +265,15 @@ def denoise(
         yield from zip(output.images, seeds, strict=True)
 
 
+def _tokens(conditioning: Conditioning) -> tuple[Tokens, ...]:
+    """What each encoder read, as often as the denoiser reads it: beside a negative of more windows it is repeated."""
+    sides = zip(conditioning.prompt, conditioning.negative or conditioning.prompt, strict=True)
+    lengths = [(one.tokens, len(one.hidden), len(other.hidden)) for one, other in sides]
+    return tuple(
+        tokens.repeated(common_length(own, other) // own) for tokens, own, other in lengths
+    )
+
+
 def _size(model: Model, run: Run) -> dict[str, int]:
     """Image-to-image pipelines take the size of their image."""
     takes = inspect.signature(type(model.pipeline).__call__).parameters
@@ -270,13 +281,17 @@ def _size(model: Model, run: Run) -> dict[str, int]:
     return {name: side for name, side in named.items() if name in takes}
 
 
-def _attention(run: Run) -> AbstractContextManager[None]:
-    """The attention opened, if an edit wants it."""
+def _attention(run: Run, conditioning: Conditioning) -> AbstractContextManager[None]:
+    """The attention opened, if an edit wants it; the run's tokens are those that the denoiser is told of then."""
     if not any(edit.attends(run) for edit in run.doing("edit_attention")):
         return nullcontext()
     model = run.model
+    read = [
+        (start, _tokens(later)) for start, later in ((0.0, conditioning), *conditioning.changes)
+    ]
 
     def look(site: Site) -> Look | None:
+        run.tokens = next(tokens for start, tokens in reversed(read) if site.fraction >= start)
         edits = [e for e in run.doing("edit_attention", site.fraction) if e.opens(site, run)]
         return (lambda probs: _edited_attention(edits, probs, site, run)) if edits else None
 
