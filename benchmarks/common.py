@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from t2iedit.shapes.scoring import wilson
+
 RESULTS = Path(__file__).parent / "results"
+RESAMPLES = 4000
 
 
 def row(name: str, metric: str, values: Sequence[float]) -> dict[str, Any]:
@@ -22,6 +27,26 @@ def row(name: str, metric: str, values: Sequence[float]) -> dict[str, Any]:
         "low": min(values),
         "high": max(values),
     }
+
+
+def share(name: str, metric: str, count: int, n: int) -> dict[str, Any]:
+    """A share of n trials, with Wilson's 95 % interval."""
+    low, high = wilson(count, n)
+    return {"name": name, "metric": metric, "n": n, "value": count / n, "low": low, "high": high}
+
+
+def mean(name: str, metric: str, values: Sequence[float]) -> dict[str, Any]:
+    """The mean, with a 95 % interval bootstrapped over the values."""
+    return paired(name, metric, values)
+
+
+def paired(name: str, metric: str, differences: Sequence[float]) -> dict[str, Any]:
+    """The mean of paired differences, with a 95 % interval bootstrapped over the pairs."""
+    values, random = np.asarray(differences, float), np.random.default_rng(0)
+    means = random.choice(values, (RESAMPLES, len(values))).mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    numbers = {"value": float(values.mean()), "low": float(low), "high": float(high)}
+    return {"name": name, "metric": metric, "n": len(values)} | numbers
 
 
 def not_measured(name: str, metric: str, why: str) -> dict[str, Any]:

@@ -1,218 +1,177 @@
 """Do T2I-Zero's two algorithms draw more of what prompts of several objects ask for? Against plain and up-weighting.
 
-    python benchmarks/composition.py choose [--n 60] [--quick]     options, on prompts of their own
-    python benchmarks/composition.py report [--n 300] [--quick]    with the options chosen, on prompts looked at once
+    python benchmarks/composition.py choose [--quick]     options, on prompts of their own; half an hour
+    python benchmarks/composition.py report [--quick]     with the options chosen, on prompts looked at once; half an hour
 
-Every arm starts from the same noise for the same prompt, so differences are paired: their 95 % intervals are
-bootstrapped over prompts. The baseline that people use today is compel's up-weighting of the concepts.
+Plain's guidance and steps are chosen first and hold for all; then compel's weight, the baseline that people use today,
+and the readings of both algorithms, first one at a time, then the best of them together. Candidates drop out as more
+prompts are painted. Every arm paints prompt k from the same noise, so differences are paired: their 95 % intervals are
+bootstrapped over prompts. What is painted is kept under --folder, and a stopped run goes on there.
+
+    python benchmarks/composition.py report -m MODEL      any other checkpoint, on things and colours that GenEval knows
+
+Of other models than `shapes` GenEval's own program judges the pictures: the command says how to call it, and once its
+results are there, the same command goes on.
 """
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import product
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from statistics import median
 from typing import Any
 
 import numpy as np
-from compel import CompelForSD
-from tqdm import tqdm
+from common import RESULTS, paired, save, share, show
+from PIL import Image
+from readings import ROUNDS, Search, chosen, told
+from readings import SEED as CHOOSING
+from referees import Detector, GenEval, Referee, Sizes, Verdict, of_detection, picture
+from studio import Arm, Studio
 
 import t2iedit
+from t2iedit.errors import UserError
 from t2iedit.plots import labelled_grid
-from t2iedit.plugins import installed
-from t2iedit.shapes.detector import Detection, detect
-from t2iedit.shapes.evaluate import Row
-from t2iedit.shapes.scoring import score, wilson
-from t2iedit.shapes.tasks import Task, make_tasks
+from t2iedit.shapes.detector import detect
+from t2iedit.shapes.evaluate import rebuilt
+from t2iedit.shapes.tasks import Task
 
-RESULTS = Path(__file__).parent / "results"
 CHOICE = RESULTS / "composition-choice.json"
-CHOOSING, REPORTING = 20_001, 20_002
-"""Seeds of the two sets of prompts."""
-COUNTED = ("one object", "two objects", "three objects")
-SHOWN = 8
-
-Tell = Callable[[t2iedit.Model, Task, t2iedit.Conditioning], t2iedit.Conditioning]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to draw a prompt: T2I-Zero's options, compel's weight, and how the model is run."""
-
-    name: str
-    zero: dict[str, Any] | None = None
-    weight: float = 1.0
-    run: dict[str, Any] = field(default_factory=dict)
+REPORTING = CHOOSING + 1
+"""The seed of the prompts that are reported on."""
+SEVERAL = ("two objects", "three objects")
+CHOOSING_SIZES: Sizes = {"two objects": 150, "three objects": 150}
+REPORTING_SIZES: Sizes = {"two objects": 300, "three objects": 300, "one object": 150}
+SHOWN, REBUILT = 8, 150
+"""Prompts on the sheet, and drawn scenes for the ceiling."""
 
 
-@dataclass(frozen=True)
-class Drawn:
-    task: Task
-    detection: Detection
-    seconds: float
-    image: Any
+def choose(studio: Studio, *, quick: bool) -> None:
+    tasks = studio.referee.tasks({row: 6 for row in SEVERAL} if quick else CHOOSING_SIZES, CHOOSING)
+    search = Search(studio, tasks, (4, 8, 12) if quick else ROUNDS)
+    arms = chosen(search, quick=quick)
+    values = {name: asdict(arm) for name, arm in arms.items()}
+    path = choice_file(quick=quick)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"chosen": values, "tried": search.tried}, indent=1) + "\n")
+    print(f"written to {path}", *map(told, arms.values()), sep="\n")
 
 
-PLAIN = Arm("plain")
-CANDIDATES: dict[str, list[Arm]] = {
-    "plain": [Arm("plain", run={"guidance_scale": g}) for g in (3.0, 4.0, 6.0)],
-    "compel": [Arm("compel", weight=w) for w in (1.1, 1.2, 1.35, 1.5)],
-    "algorithm 1": [
-        Arm("algorithm 1", {"alpha": a, "gamma": g, "include_self": s, "scope": c})
-        for a, g, s, c in product((0.1, 0.3), (1, 4), (True, False), ("words", "words+eot+pad"))
-    ],
-    "algorithm 2": [
-        Arm("algorithm 2", {"alpha": 0.0, "suppression": s, "suppress_until": u, "renormalise": r})
-        for s, u, r in product((0.5, 1.0), (0.2, 0.4, 1.0), ("none", "concepts"))
-    ],
+def choice_file(*, quick: bool) -> Path:
+    return CHOICE.with_stem(f"{CHOICE.stem}-quick") if quick else CHOICE
+
+
+def report(studio: Studio, sizes: Sizes, choice: Path, stem: str) -> None:
+    if not choice.exists():
+        raise UserError(f'no options are chosen in "{choice}" yet; run the phase choose first')
+    arms = [Arm(**values) for values in json.loads(choice.read_text())["chosen"].values()]
+    seen_before = {task.prompt for task in studio.referee.tasks(CHOOSING_SIZES, CHOOSING)}
+    more = {row: 2 * n if row in SEVERAL else n for row, n in sizes.items()}
+    fresh = [t for t in studio.referee.tasks(more, REPORTING) if t.prompt not in seen_before]
+    tasks = [task for row, n in sizes.items() for task in [t for t in fresh if t.row == row][:n]]
+    verdicts = studio.judged(arms, tasks, REPORTING)
+    rows = [
+        row
+        for arm, each in zip(arms, verdicts, strict=True)
+        for row in shares(arm.name, tasks, each)
+    ]
+    for arm, each in zip(arms[1:], verdicts[1:], strict=True):
+        rows += differences(arm, tasks, each, verdicts[0])
+    several = sum(task.row in SEVERAL for task in tasks)
+    plain, *others = [studio.seconds(arm, REPORTING) for arm in arms]
+    rows += [slowdown(arm, own, plain, several) for arm, own in zip(arms[1:], others, strict=True)]
+    if isinstance(studio.referee, Detector):
+        rows += ceiling(studio.model, tasks[:: max(1, len(tasks) // REBUILT)])
+    show(rows)
+    save(stem, rows, {"model": studio.model.name, "arms": [asdict(arm) for arm in arms]})
+    sheet(studio, arms, tasks).save(RESULTS / f"{stem}.png")
+
+
+METRICS = {
+    "all present": lambda v: v.present == v.objects,
+    "bound right": lambda v: v.bound == v.objects,
+    "right": lambda v: v.right,
 }
+"""Of prompts: every object there in some colour, every one in its own, and nothing else besides."""
+
+
+def ceiling(model: t2iedit.Model, tasks: Sequence[Task]) -> Iterator[dict]:
+    """What the detector sees in drawn scenes that fulfil the prompts, passed through the model's autoencoder."""
+    pictures = rebuilt(model.pipeline, list(tasks), Random(REPORTING))
+    verdicts = [of_detection(detect(i), t.wanted) for i, t in zip(pictures, tasks, strict=True)]
+    return shares("ceiling", tasks, verdicts)
+
+
+def shares(name: str, tasks: Sequence[Task], verdicts: Sequence[Verdict]) -> Iterator[dict]:
+    for row in dict.fromkeys(task.row for task in tasks):
+        own = [v for task, v in zip(tasks, verdicts, strict=True) if task.row == row]
+        objects = sum(v.objects for v in own)
+        for metric, holds in METRICS.items():
+            yield share(f"{name}: {row}", metric, sum(map(holds, own)), len(own))
+        dropped = objects - sum(v.present for v in own)
+        yield share(f"{name}: {row}", "dropped", dropped, objects)
+        yield share(f"{name}: {row}", "leaked", sum(v.leaked for v in own), objects)
+
+
+def differences(
+    arm: Arm, tasks: Sequence[Task], verdicts: Sequence[Verdict], plain: Sequence[Verdict]
+) -> Iterator[dict]:
+    """How many more prompts hold than under plain, in shares of all."""
+    for row in dict.fromkeys(task.row for task in tasks):
+        pairs = [
+            pair[1:] for pair in zip(tasks, verdicts, plain, strict=True) if pair[0].row == row
+        ]
+        for metric, holds in METRICS.items():
+            gains = [float(holds(one)) - float(holds(other)) for one, other in pairs]
+            yield paired(f"{arm.name}: {row}", f"{metric}, more than plain", gains)
+
+
+def slowdown(
+    arm: Arm, own: dict[int, float], plain: dict[int, float], several: int
+) -> dict[str, Any]:
+    """Batches of the same prompts, those of several objects; the median of the ratios, and their middle half."""
+    ratios = [own[k] / plain[k] for k in own if k in plain and k < several]
+    low, high = np.quantile(ratios, (0.25, 0.75))
+    numbers = {"value": median(ratios), "low": float(low), "high": float(high)}
+    return {"name": arm.name, "metric": "time per image over plain's", "n": len(ratios)} | numbers
+
+
+def sheet(studio: Studio, arms: Sequence[Arm], tasks: Sequence[Task]) -> Image.Image:
+    """Some prompts of several objects under every arm."""
+    several = [index for index, task in enumerate(tasks) if task.row in SEVERAL]
+    places = several[:: max(1, len(several) // SHOWN)][:SHOWN]
+    cells = [
+        [Image.open(picture(studio.place(arm, REPORTING), index)) for arm in arms]
+        for index in places
+    ]
+    return labelled_grid(cells, [arm.name for arm in arms], [tasks[k].prompt for k in places])
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("phase", choices=("choose", "report"))
-    parser.add_argument("--n", type=int, help="prompts of each number of objects")
-    parser.add_argument("--quick", action="store_true", help="6 prompts of each, few candidates")
     parser.add_argument("-m", "--model", default="shapes")
+    parser.add_argument("--referee", choices=("detector", "geneval"), help="default: by the model")
+    parser.add_argument("--folder", type=Path, default=Path("out/composition"))
+    parser.add_argument("--quick", action="store_true", help="a dozen prompts, few candidates")
     options = parser.parse_args(arguments)
-    model = t2iedit.open_model(options.model)
-    phase = choose if options.phase == "choose" else report
-    phase(model, 6 if options.quick else options.n, quick=options.quick)
-
-
-def choose(model: t2iedit.Model, n: int | None, *, quick: bool) -> None:
-    """The best candidate of each family by the share of prompts of two and three objects drawn right."""
-    tasks = prompts(n or 60, CHOOSING, COUNTED[1:])
-    chosen: dict[str, Any] = {}
-    tried = []
-    settings: dict[str, Any] = {}
-    for family, candidates in CANDIDATES.items():
-        arms = [replace(arm, run=settings | arm.run) for arm in candidates[: 2 if quick else None]]
-        shares = []
-        for arm in arms:
-            drawn = draw(model, arm, tasks)
-            shares.append(float(np.mean([right(each) for each in drawn])))
-            tried.append({"right": round(shares[-1], 4)} | asdict(arm))
-            print(f"{shares[-1]:6.1%}  {arm}", flush=True)
-        best = arms[int(np.argmax(shares))]
-        chosen[family] = asdict(best)
-        if family == "plain":
-            settings = best.run
-    both = chosen["algorithm 1"]["zero"] | chosen["algorithm 2"]["zero"]
-    both["alpha"] = chosen["algorithm 1"]["zero"]["alpha"]
-    chosen["both"] = asdict(Arm("both", both, run=settings))
-    if not quick:
-        RESULTS.mkdir(exist_ok=True)
-        CHOICE.write_text(json.dumps({"chosen": chosen, "tried": tried}, indent=1) + "\n")
-
-
-def report(model: t2iedit.Model, n: int | None, *, quick: bool) -> None:
-    arms = [Arm(**values) for values in json.loads(CHOICE.read_text())["chosen"].values()]
-    tasks = prompts(n or 300, REPORTING, COUNTED)
-    drawn = {arm.name: draw(model, arm, tasks) for arm in arms}
-    rows = [row for arm in arms for row in rows_of(arm.name, drawn[arm.name])]
-    rows += [row for arm in arms[1:] for row in differences(arm.name, drawn)]
-    rows += [time_ratio(arm.name, drawn) for arm in arms[1:]]
-    for row in rows:
-        print(f"{row.name:34} {row.metric:28} {row.value:8.3f}  {row.low:.3f} to {row.high:.3f}")
-    RESULTS.mkdir(exist_ok=True)
-    stem = "composition-quick" if quick else "composition"
-    text = json.dumps([asdict(row) for row in rows], indent=1)
-    (RESULTS / f"{stem}.json").write_text(text + "\n")
-    sheet(drawn).save(RESULTS / f"{stem}.png")
-
-
-def prompts(n: int, seed: int, counted: Sequence[str]) -> list[Task]:
-    return [task for task in make_tasks(n, Random(seed)) if task.row in counted]
-
-
-def draw(model: t2iedit.Model, arm: Arm, tasks: list[Task]) -> list[Drawn]:
-    """Prompt k from seed k."""
-    compel = CompelForSD(model.pipeline)
-    zero = installed().edit("t2i_zero")
-    drawn = []
-    for seed, task in enumerate(tqdm(tasks, desc=arm.name, leave=False)):
-        # Suppression keeps concepts apart, and correction one from another: one alone stays as it is.
-        edits = [zero(**arm.zero)] if arm.zero and len(task.wanted.objects) > 1 else []
-        begin = time.perf_counter()
-        run = t2iedit.start(model, t2iedit.Request(task.prompt, seed=seed, edits=edits, **arm.run))
-        (told,) = t2iedit.condition([run])
-        if arm.weight != 1:
-            told = weighted(compel, told, task, arm.weight)
-        ((image, _),) = t2iedit.denoise(run, told)
-        drawn.append(Drawn(task, detect(image), time.perf_counter() - begin, image))
-    return drawn
-
-
-def weighted(
-    compel: CompelForSD, told: t2iedit.Conditioning, task: Task, weight: float
-) -> t2iedit.Conditioning:
-    """The prompt with every concept up-weighted, as compel encodes it."""
-    text = task.prompt
-    for color, shape in task.wanted.objects:
-        text = text.replace(f"{color} {shape}", f"({color} {shape}){weight:g}")
-    (rows,) = compel(text).embeds
-    return replace(told, prompt=(told.prompt[0].with_hidden(rows.to(told.prompt[0].hidden.dtype)),))
-
-
-def right(drawn: Drawn) -> bool:
-    return score(drawn.detection, drawn.task.wanted).right
-
-
-def rows_of(arm: str, drawn: list[Drawn]) -> list[Row]:
-    rows = []
-    for name in COUNTED:
-        own = [each for each in drawn if each.task.row == name]
-        scores = [score(each.detection, each.task.wanted) for each in own]
-        objects = sum(len(each.task.wanted.objects) for each in own)
-        rows.append(_share(f"{arm}: {name}", "right", sum(s.right for s in scores), len(own)))
-        for metric in ("present", "dropped", "leaked"):
-            total = min(objects, sum(getattr(s, metric) for s in scores))
-            rows.append(_share(f"{arm}: {name}", metric, total, objects))
-    return rows
-
-
-def _share(name: str, metric: str, count: int, n: int) -> Row:
-    return Row(name, metric, n, count / n, *wilson(count, n))
-
-
-def differences(arm: str, drawn: dict[str, list[Drawn]]) -> list[Row]:
-    """How many more prompts come out right than plain, in shares of all."""
-    rows = []
-    for name in COUNTED:
-        pairs = zip(drawn[arm], drawn["plain"], strict=True)
-        gains = np.array([float(right(a)) - right(b) for a, b in pairs if a.task.row == name])
-        random = np.random.default_rng(0)
-        means = random.choice(gains, (2000, len(gains))).mean(axis=1)
-        low, high = np.quantile(means, (0.025, 0.975))
-        rows.append(
-            Row(f"{arm}: {name}", "right, more than plain", len(gains), float(gains.mean()), float(low), float(high))
-        )  # fmt: skip
-    return rows
-
-
-def time_ratio(arm: str, drawn: dict[str, list[Drawn]]) -> Row:
-    pairs = zip(drawn[arm], drawn["plain"], strict=True)
-    ratios = [a.seconds / b.seconds for a, b in pairs if len(a.task.wanted.objects) > 1]
-    low, high = np.quantile(ratios, (0.25, 0.75))
-    return Row(
-        arm, "time per image over plain's", len(ratios), median(ratios), float(low), float(high)
-    )
-
-
-def sheet(drawn: dict[str, list[Drawn]]) -> Any:
-    """The first prompts of two and three objects under every arm."""
-    names = list(drawn)
-    places = [k for k, each in enumerate(drawn["plain"]) if each.task.row != COUNTED[0]]
-    places = places[:: max(1, len(places) // SHOWN)][:SHOWN]
-    cells = [[drawn[name][k].image for name in names] for k in places]
-    return labelled_grid(cells, names, [drawn["plain"][k].task.prompt for k in places])
+    world = options.model.startswith("shapes")
+    name = options.referee or ("detector" if world else "geneval")
+    referee: Referee = Detector() if name == "detector" else GenEval()
+    studio = Studio(t2iedit.open_model(options.model), referee, options.folder)
+    if options.phase == "choose":
+        choose(studio, quick=options.quick)
+        return
+    sizes = {row: 4 for row in REPORTING_SIZES} if options.quick else REPORTING_SIZES
+    stem = "composition" if world else f"composition-{Path(options.model).name}"
+    report(studio, sizes, choice_file(quick=options.quick), stem + "-quick" * options.quick)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"composition: {error}")

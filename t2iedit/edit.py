@@ -1,7 +1,7 @@
 """What an edit is, what a user may set, and what it may see of the run it is part of."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -24,6 +24,9 @@ Prompt = Annotated[str, Field(json_schema_extra={"kind": "prompt"})]
 """A text of its own, free to say anything."""
 File = Annotated[str, Field(json_schema_extra={"kind": "file"})]
 """A file's path; a demo offers an upload or a list of names, and never takes a path from a visitor."""
+
+Known = MutableMapping[Any, TextEmbedding]
+"""Encoded texts that no edit touched yet."""
 
 STAGES = (
     "patch_model",
@@ -149,7 +152,7 @@ class Run:
     prompt, where it starts from a conditioning; its edits come on top. `inputs` is what else the pipeline is told, an
     image to begin from for instance. `scripts` holds weights, windows and texts that are an encoder's own, by the
     encoder and whether they are of the negative prompt; while an encoder's embedding is edited, `prompt` is what that
-    one reads.
+    one reads. `known` holds texts that are encoded already; whoever conditions several runs may share it among them.
     """
 
     model: Model
@@ -168,6 +171,7 @@ class Run:
     loras: tuple[Lora, ...] = ()
     step: int = 0
     tokens: tuple[Tokens, ...] = ()
+    known: Known = field(default_factory=dict, repr=False)
     report: dict[str, Any] = field(default_factory=lambda: {"warnings": [], "edits": []})
 
     def __post_init__(self) -> None:

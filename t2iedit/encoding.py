@@ -1,34 +1,32 @@
 """Prompts to conditionings: one forward pass an encoder, then the edits, in the user's order."""
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from t2iedit import compel_reading
 from t2iedit.conditioning import Conditioning, Embeddings, Origin, check_same_encoders
-from t2iedit.edit import Edit, Run
+from t2iedit.edit import Edit, Known, Run
 from t2iedit.errors import PluginError, UserError
 from t2iedit.request import edit_to_json
 from t2iedit.text import EncoderMark, Kind, TextEmbedding, TextEncoder, Tokens
 from t2iedit.weighting import Script, read, weighted
 from t2iedit.wording import Wording
 
-Known = MutableMapping[Any, TextEmbedding]
-"""Encoded texts that no edit touched yet."""
-
 
 @torch.no_grad()
 def condition(runs: Sequence[Run], known: Known | None = None) -> list[Conditioning]:
     """What the denoiser is told in each run: one forward pass an encoder for all prompts, one for all negatives.
 
-    The runs share one model. A run that starts from a conditioning is not encoded again; its edits come on top.
+    The runs share one model. A run that starts from a conditioning is not encoded again; its edits come on top. `known`
+    keeps encoded texts from one call to the next, for as long as nothing is done to the model in between.
     """
     if not runs:
         return []
+    known = {} if known is None else known
     model, skips = runs[0].model, {run.clip_skip for run in runs}
     if len(skips) > 1:
         return _apart(runs, skips, known)
@@ -39,6 +37,7 @@ def condition(runs: Sequence[Run], known: Known | None = None) -> list[Condition
         # After patches, since a LoRA changes the encoders too.
         marks = model.marks
         for run in runs:
+            run.known = known
             _check_encoders(run, marks)
         prompts = _encode([Job(run, at) for run in runs for at in run.boundaries()], known)
         guided = [run for run in runs if run.guided]
@@ -59,7 +58,24 @@ def _check_encoders(run: Run, marks: tuple[EncoderMark, ...]) -> None:
         check_same_encoders(run.given.origin.encoders, marks, "the conditioning", "the model")
 
 
-def _apart(runs: Sequence[Run], skips: set[int | None], known: Known | None) -> list[Conditioning]:
+@torch.no_grad()
+def encode_text(run: Run, encoder: TextEncoder, text: str) -> TextEmbedding:
+    """A text of its own, no part of the prompt, as the encoder reads it in this run.
+
+    For edits that set the prompt against other texts: learned concepts stand where the text names their placeholders,
+    LoRAs act, and what was encoded before is in `run.known`.
+    """
+    job = Job(run, aside=text)
+    wording = _worded(job, encoder)
+    tokens = read(encoder, job.script(encoder), wording)
+    if tokens.lost:
+        _warn_of_loss(run, tokens, f'"{text}"')
+    key = job.key(encoder, wording)
+    embeds = _token_embeds(encoder, tokens, job.edits, run)
+    return _through(encoder, {key: (tokens, embeds)}, run.known, _place(encoder, run))[key]
+
+
+def _apart(runs: Sequence[Run], skips: set[int | None], known: Known) -> list[Conditioning]:
     """Runs that read different layers, those of one kind together."""
     done: dict[int, Conditioning] = {}
     for skip in skips:
@@ -70,18 +86,22 @@ def _apart(runs: Sequence[Run], skips: set[int | None], known: Known | None) -> 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """One side of a run, as it is from this fraction of the denoising on."""
+    """One side of a run, as it is from this fraction of the denoising on; or a text `aside`, whatever the time."""
 
     run: Run
-    at: float
+    at: float = 0.0
     negative: bool = False
+    aside: str | None = None
 
     @property
     def edits(self) -> list[Edit]:
         """Those that change what goes into the encoder."""
-        return self.run.doing("edit_token_embeds", self.at, negative=self.negative)
+        at = self.at if self.aside is None else None
+        return self.run.doing("edit_token_embeds", at, negative=self.negative)
 
     def script(self, encoder: TextEncoder) -> Script:
+        if self.aside is not None:
+            return Script(self.aside)
         return self.run.script(encoder.name, negative=self.negative)
 
     def key(self, encoder: TextEncoder, wording: Wording | None) -> tuple:
@@ -93,7 +113,7 @@ class Job:
     def reading(self, encoder: TextEncoder) -> Iterator[None]:
         """While this holds, the run's prompt is what this encoder reads, and phrases are found in it."""
         own = self.run.prompt
-        if not self.negative and self.run.given is None:
+        if not self.negative and self.aside is None and self.run.given is None:
             self.run.prompt = self.script(encoder).text
         try:
             yield
@@ -111,7 +131,7 @@ class Job:
         return None if found is None else found.to(encoder.device)
 
 
-def _encode(jobs: Sequence[Job], known: Known | None = None) -> dict[tuple[int, float], Embeddings]:
+def _encode(jobs: Sequence[Job], known: Known) -> dict[tuple[int, float], Embeddings]:
     """Each job's embeddings by run and fraction, the edits of that time applied."""
     if not jobs:
         return {}
@@ -121,9 +141,7 @@ def _encode(jobs: Sequence[Job], known: Known | None = None) -> dict[tuple[int, 
     return {(id(job.run), job.at): tuple(row) for job, row in zip(jobs, rows, strict=True)}
 
 
-def _encode_one(
-    encoder: TextEncoder, jobs: Sequence[Job], known: Known | None
-) -> list[TextEmbedding]:
+def _encode_one(encoder: TextEncoder, jobs: Sequence[Job], known: Known) -> list[TextEmbedding]:
     """The jobs through one encoder; times that differ only in later edits share its work."""
     unique: dict[tuple, tuple[Tokens, Tensor | None]] = {}
     given = [job.given(encoder) for job in jobs]
@@ -136,12 +154,10 @@ def _encode_one(
         if wording is not None and key not in unique:
             tokens = read(encoder, job.script(encoder), wording)
             if tokens.lost:
-                _warn_of_loss(job.run, tokens)
+                _warn_of_loss(job.run, tokens, "the prompt")
             with job.reading(encoder):
                 unique[key] = tokens, _token_embeds(encoder, tokens, job.edits, job.run)
-    # What a text comes to depends on the layer that is read and on what is patched.
-    place = encoder.name, encoder.layer, jobs[0].run.model.patched
-    encoded = _through(encoder, unique, {} if known is None else known, place)
+    encoded = _through(encoder, unique, known, _place(encoder, jobs[0].run))
     return [
         _edited(encoded[key] if found is None else found, job, encoder)
         for key, job, found in zip(keys, jobs, given, strict=True)
@@ -160,6 +176,11 @@ def _worded(job: Job, encoder: TextEncoder) -> Wording:
                 f'the edit "{edit.name}" returned no wording of the prompt "{script.text}"'
             )
     return wording
+
+
+def _place(encoder: TextEncoder, run: Run) -> tuple:
+    """What a text comes to depends on the layer that is read and on what is patched."""
+    return encoder.name, encoder.layer, run.model.patched
 
 
 def _through(
@@ -271,9 +292,9 @@ def _record_change(edit: Edit, edited: TextEmbedding, before: TextEmbedding, run
     run.record(edit, change=changes | {name: round(max(change, changes.get(name, 0.0)), 6)})
 
 
-def _warn_of_loss(run: Run, tokens: Tokens) -> None:
+def _warn_of_loss(run: Run, tokens: Tokens, what: str) -> None:
     run.warn(
-        f'the prompt is longer than the {len(tokens.ids)} tokens of the encoder "{tokens.encoder}";'
+        f'{what} is longer than the {len(tokens.ids)} tokens of the encoder "{tokens.encoder}";'
         f' these words are lost: "{tokens.lost}"'
     )
 

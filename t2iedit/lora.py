@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from t2iedit.errors import LoraNotUsable
 from t2iedit.model import Key, Model, Undo, freeze
@@ -106,6 +106,29 @@ def _load_one(pipeline: Any, lora: Lora, name: str) -> None:
     if name not in _adapters(pipeline):
         raise LoraNotUsable(
             f'the LoRA "{lora.file}" names no layer of this model; load it onto the kind of model it was trained on'
+        )
+    _check_whole(pipeline, lora, keys, name)
+
+
+def _check_whole(pipeline: Any, lora: Lora, keys: list[str], name: str) -> None:
+    """The libraries pass over layers that they do not find, the text encoder's above all, and only log it.
+
+    Raises `LoraNotUsable`. Other pipelines than those with a UNet split and join layers, so there is nothing to count.
+    """
+    if not hasattr(pipeline, "unet"):
+        return
+    wanted = sum(not key.endswith(".alpha") for key in keys)
+    placed = sum(
+        f".{name}" in parameter
+        for component in pipeline.components.values()
+        if isinstance(component, nn.Module)
+        for parameter, _ in component.named_parameters()
+    )
+    if placed < wanted:
+        raise LoraNotUsable(
+            f'{wanted - placed} of the {wanted} weights in the LoRA "{lora.file}" belong to layers that this model does'
+            " not have, so it would act in part only; load it onto the kind of model it was trained on, or convert it to"
+            " diffusers' layout"
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from t2iedit import lora
 from t2iedit.attention import Look, Probabilities, Site, openable, opened
+from t2iedit.blending import common_length
 from t2iedit.conditioning import Conditioning
 from t2iedit.edit import Edit, Run, check_window
 from t2iedit.encoding import Known, blamed, condition
@@ -267,7 +268,7 @@ def denoise(
     """Each image with its seed, in the order of the run's seeds."""
     model = run.model
     told = model.inputs(conditioning)
-    run.tokens = tuple(_as_told(embedding.tokens, told) for embedding in conditioning.prompt)
+    run.tokens = _tokens(conditioning)
     for first in range(0, len(run.seeds), batch_size):
         seeds = list(run.seeds[first : first + batch_size])
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
@@ -277,7 +278,7 @@ def denoise(
             stack.enter_context(_quiet(model.pipeline))
             stack.enter_context(using(model.pipeline, run.scheduler))
             stack.enter_context(scheduled(model, conditioning, images=len(seeds)))
-            stack.enter_context(_attention(run))
+            stack.enter_context(_attention(run, conditioning))
             output = model.pipeline(
                 **told,
                 **_size(model, run),
@@ -291,10 +292,13 @@ def denoise(
         yield from zip(output.images, seeds, strict=True)
 
 
-def _as_told(tokens: Tokens, told: dict[str, Tensor]) -> Tokens:
-    """The tokens repeated as their rows are, beside a prompt or a negative one of more windows."""
-    times, odd = divmod(told["prompt_embeds"].shape[1], len(tokens.ids))
-    return tokens if odd else tokens.repeated(times)
+def _tokens(conditioning: Conditioning) -> tuple[Tokens, ...]:
+    """What each encoder read, as often as the denoiser reads it: beside a negative of more windows it is repeated."""
+    sides = zip(conditioning.prompt, conditioning.negative or conditioning.prompt, strict=True)
+    lengths = [(one.tokens, len(one.hidden), len(other.hidden)) for one, other in sides]
+    return tuple(
+        tokens.repeated(common_length(own, other) // own) for tokens, own, other in lengths
+    )
 
 
 def _size(model: Model, run: Run) -> dict[str, int]:
@@ -306,13 +310,17 @@ def _size(model: Model, run: Run) -> dict[str, int]:
     return {name: side for name, side in named.items() if name in takes}
 
 
-def _attention(run: Run) -> AbstractContextManager[None]:
-    """The attention opened, if an edit wants it."""
+def _attention(run: Run, conditioning: Conditioning) -> AbstractContextManager[None]:
+    """The attention opened, if an edit wants it; the run's tokens are those that the denoiser is told of then."""
     if not any(edit.attends(run) for edit in run.doing("edit_attention")):
         return nullcontext()
     model = run.model
+    read = [
+        (start, _tokens(later)) for start, later in ((0.0, conditioning), *conditioning.changes)
+    ]
 
     def look(site: Site) -> Look | None:
+        run.tokens = next(tokens for start, tokens in reversed(read) if site.fraction >= start)
         edits = [e for e in run.doing("edit_attention", site.fraction) if e.opens(site, run)]
         return (lambda probs: _edited_attention(edits, probs, site, run)) if edits else None
 

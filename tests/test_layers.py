@@ -50,6 +50,8 @@ LAYERS = [
     "batch",
     "workers",
     "ray_engine",
+    "prompts",
+    "layouts",
     "cli",
 ]
 

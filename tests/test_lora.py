@@ -8,6 +8,10 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from t2iedit_mixdq.calibration import Settings, calibrate
+from t2iedit_mixdq.checkpoint import write_model
+from t2iedit_mixdq.recipe import Recipe, uniform
+from t2iedit_mixdq.wiring import survey
 
 import t2iedit
 import t2iedit.pipeline
@@ -189,6 +193,58 @@ def test_a_file_that_names_no_layer_is_refused(sd1, tmp_path):
     with pytest.raises(LoraNotUsable):
         picture(sd1, path)
     assert same(before, state(sd1))
+
+
+UNREADABLE = {
+    "kohya's text encoder 2": ("kohya", "lora_te_", "lora_te2_"),
+    "kohya's unknown text layer": ("kohya", "self_attn_q_proj", "self_attn_qkv"),
+    "a text layer too many": ("sd1", "text_encoder.encoder.layers.0", "text_encoder.encoder.layers.9"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_a_file_whose_text_part_cannot_be_read_is_refused_whole(files, sd1, tmp_path, case):
+    source, old, new = UNREADABLE[case]
+    weights = load_file(files[source])
+    path = tmp_path / "part.safetensors"
+    save_file({key.replace(old, new): weight for key, weight in weights.items()}, path)
+    before, plain = state(sd1), picture(sd1)
+    with pytest.raises(
+        LoraNotUsable, match="that this model does not have|does not fit this model"
+    ):
+        picture(sd1, path)
+    assert same(before, state(sd1)) and picture(sd1) == plain
+
+
+def test_a_file_for_the_denoiser_or_the_encoder_alone_loads(files, sd1, tmp_path):
+    for part in ("unet", "text_encoder"):
+        weights = {k: w for k, w in load_file(files["sd1"]).items() if k.startswith(f"{part}.")}
+        save_file(weights, tmp_path / f"{part}.safetensors")
+        assert picture(sd1, tmp_path / f"{part}.safetensors") != picture(sd1)
+
+
+def test_a_lora_comes_before_quantising_and_not_after(files, sd1, tmp_path):
+    folder, layers = tmp_path / "packed", survey(sd1.denoiser)
+    recipe = Recipe(uniform(layers, 8), uniform(layers, 16))
+    ranges = calibrate(sd1, Settings((PROMPT,), batch=1, steps=1))
+    write_model(sd1, recipe, ranges, folder)
+    packed = t2iedit.open_model(folder)
+    plain = picture(packed)
+    with pytest.raises(LoraNotUsable, match="before that model is quantised"):
+        picture(packed, files["sd1"])
+    assert picture(packed) == plain
+    # Simulated on the open model, it is quantised with its LoRA.
+    mixdq = installed().edit("mixdq")(weights=4)
+    alone, both = picture(sd1, edits=[mixdq]), picture(sd1, files["sd1"], edits=[mixdq])
+    assert both not in (alone, picture(sd1, files["sd1"]))
+
+
+def test_suppression_acts_on_a_customised_denoiser(files, sd1):
+    zero = installed().edit("t2i_zero")(alpha=0.0, suppression=1.0, smallest_map=1)
+    assert picture(sd1, files["sd1"], edits=[zero]) not in (
+        picture(sd1, files["sd1"]),
+        picture(sd1, edits=[zero]),
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 import t2iedit
-from t2iedit import EditNotSupported, Kind, Phrase, Prompt, Run, TextEmbedding
+from t2iedit import EditNotSupported, Kind, Phrase, Prompt, Run, TextEmbedding, encode_text
 from t2iedit_decor.projection import project_out, removed_energy, row_space
 
 ROWS = {
@@ -32,7 +32,8 @@ class Decor(t2iedit.Edit):
 
     class Options(t2iedit.Options):
         undesired: list[Prompt] = Field(
-            [], description="Prompts whose meaning is removed, each encoded on its own."
+            [],
+            description="Prompts whose meaning is removed, each encoded on its own; placeholders of learned concepts too.",
         )
         phrases: list[Phrase] = Field(
             [], description="Words of the prompt itself that are undesired."
@@ -102,10 +103,10 @@ class Decor(t2iedit.Edit):
         return embedding.with_hidden(hidden)
 
     def _undesired(self, embedding: TextEmbedding, run: Run) -> torch.Tensor:
-        """The rows X~, by the run's own encoder, so with whatever customises it."""
+        """The rows X~, by the run's own encoder: its LoRAs act, and placeholders are their learned concepts."""
         encoder = run.model.encoder(embedding.tokens.encoder)
         kinds = ROWS[self.options.span]
-        others = [encoder.encode(encoder.tokenize(text)) for text in self.options.undesired]
+        others = [encode_text(run, encoder, text) for text in self.options.undesired]
         rows = [other.hidden[other.tokens.of(*kinds)] for other in others]
         for phrase in self.options.phrases:
             rows.append(embedding.hidden[embedding.tokens.indices(run.span(phrase))])

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from itertools import combinations
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
@@ -19,7 +21,7 @@ from t2iedit import (
     Tokens,
 )
 from t2iedit_zero.concepts import found_concepts
-from t2iedit_zero.similarity import correct
+from t2iedit_zero.similarity import Maximum, Normalise, correct
 from t2iedit_zero.suppression import Heads, Renormalise, suppress
 
 
@@ -50,10 +52,16 @@ class T2IZero(t2iedit.Edit):
         gamma: int = Field(
             4, ge=0, description="Tokens further than this from the concept are left out."
         )
-        normalise: Literal["before", "after"] = Field(
+        normalise: Normalise = Field(
             "before", description="Divide by the largest similarity before or after the threshold."
         )
+        maximum: Maximum = Field(
+            "all", description="The largest similarity of all, of each row, or of each feature."
+        )
         include_self: bool = Field(True, description="Whether a concept's own row takes part.")
+        simultaneous: bool = Field(
+            True, description="All concepts from the rows as they were, or one after another."
+        )
         scope: Literal["words", "words+eot", "words+eot+pad"] = Field(
             "words", description="The rows that take part; BOS never does."
         )
@@ -69,12 +77,16 @@ class T2IZero(t2iedit.Edit):
         heads: Heads = Field(
             "mean", description="Attention heads decide together, or each for itself."
         )
+        balance: bool = Field(
+            False, description="Compare each concept's map by its own mean, not as it is."
+        )
         renormalise: Renormalise = Field(
             "none", description="What is suppressed is lost, goes to the winner, or to all tokens."
         )
 
     def check(self, run: Run) -> None:
         concepts = self._concepts(run)
+        run.record(self, concepts=concepts)
         groups = [self._groups(e.tokenize(run.prompt), run) for e in run.model.encoders]
         if self.options.suppression == 0:
             return
@@ -102,7 +114,9 @@ class T2IZero(t2iedit.Edit):
             gamma=self.options.gamma,
             alpha=self.options.alpha,
             normalise=self.options.normalise,
+            maximum=self.options.maximum,
             include_self=self.options.include_self,
+            simultaneous=self.options.simultaneous,
         )
         return embedding.with_hidden(hidden)
 
@@ -118,12 +132,25 @@ class T2IZero(t2iedit.Edit):
     def edit_attention(self, probs: Probabilities, site: Site, run: Run) -> Probabilities:
         return suppress(
             probs,
-            self._groups(run.tokens[0], run),
+            self._known_groups(run),
             (site.height, site.width),
             strength=self.options.suppression,
             heads=self.options.heads,
+            balance=self.options.balance,
             renormalise=self.options.renormalise,
         )
+
+    def _known_groups(self, run: Run) -> list[list[int]]:
+        """Each concept's columns of the maps, looked up once a run: there are hundreds of maps in one."""
+        tokens, groups = self._looked_up.get(run, (None, []))
+        if tokens is not run.tokens[0]:
+            groups = self._groups(run.tokens[0], run)
+            self._looked_up[run] = run.tokens[0], groups
+        return groups
+
+    @cached_property
+    def _looked_up(self) -> WeakKeyDictionary[Run, tuple[Tokens, list[list[int]]]]:
+        return WeakKeyDictionary()
 
     def _groups(self, tokens: Tokens, run: Run) -> list[list[int]]:
         """Each concept's tokens."""
@@ -135,7 +162,6 @@ class T2IZero(t2iedit.Edit):
             raise EditNotSupported(
                 f'no concepts were found in the prompt "{run.prompt}"; name them: concepts="red cat,blue dog"'
             )
-        run.record(self, concepts=concepts)
         return concepts
 
 

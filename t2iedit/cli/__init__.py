@@ -14,6 +14,7 @@ COMMANDS = {
     "batch": "many requests from a file into a folder, resumable",
     "compare": "one prompt without, with each and with all edits, as a labelled grid",
     "inspect": "what the edits do to a prompt: tokens, norms, similarities",
+    "prompts": "sets of prompts, and their pictures as GenEval and T2I-CompBench read them",
     "edits": "list the installed edits, or one edit's options",
     "plugins": "list the installed plugins, failed ones included",
     "doctor": "say what this machine has and what that means",

@@ -100,10 +100,11 @@ def _generate(model: Any, grid: Grid, batch_size: int) -> "list[list[Result]]":
     count = sum(len(row) for row in grid.requests)
     calls = count * -(-len(first.seeds) // batch_size)
     advance, close = progress_bar(calls * steps, f"{count} columns")
+    known: dict[Any, Any] = {}
     try:
         return [
             [
-                generate(model, request, on_step=advance, batch_size=batch_size)
+                generate(model, request, on_step=advance, batch_size=batch_size, known=known)
                 for request in requests
             ]
             for requests in grid.requests

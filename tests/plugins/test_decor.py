@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from t2iedit_context.embeddings import Concept, write_concept
 from t2iedit_decor.projection import project_out, removed_energy, row_space
 
 import t2iedit
-from t2iedit import Kind
+from t2iedit import Kind, TextEncoder
 from t2iedit.plugins import installed
 
 Decor = installed().edit("decor")
@@ -165,6 +166,51 @@ def test_span_option_adds_the_eot_row(sd1):
     _, more = embeddings(sd1, Decor(undesired=["fog"], span="words+eot"))
     ranks = [run.report["edits"][0]["directions (clip)"] for run in (words, more)]
     assert ranks == [1, 2]
+
+
+def learned(folder, model, word):
+    """A concept file whose vectors are the vocabulary's own of a word."""
+    vectors = {e.name: e.embed(e.tokenize(word))[1:2].clone() for e in model.encoders}
+    write_concept(Concept("<toy>", vectors, "cat"), folder / "toy.safetensors")
+    return installed().edit("core")(concept=[str(folder / "toy.safetensors")])
+
+
+@pytest.mark.parametrize("options", [{"undesired": ["a <toy>"]}, {"phrases": ["<toy>"]}])
+def test_learned_concepts_are_undesired_by_their_placeholders(model, tmp_path, options):
+    spoken = {
+        key: [text.replace("<toy>", "car") for text in value] for key, value in options.items()
+    }
+    core = learned(tmp_path, model, "car")
+    by_name, _ = embeddings(model, core, Decor(**options), prompt="a <toy> and a blue dog")
+    by_word, _ = embeddings(model, Decor(**spoken), prompt="a car and a blue dog")
+    for one, other in zip(by_name, by_word, strict=True):
+        assert torch.allclose(one.hidden, other.hidden, atol=1e-5)
+    # Without the concept the placeholder is but its letters.
+    letters, _ = embeddings(model, Decor(**options), prompt="a <toy> and a blue dog")
+    assert not torch.allclose(letters[0].hidden, by_word[0].hidden, atol=1e-2)
+
+
+def test_undesired_prompts_are_encoded_once_for_many_prompts(sd1, monkeypatch):
+    read = []
+    encode = TextEncoder.encode_batch
+    monkeypatch.setattr(
+        TextEncoder,
+        "encode_batch",
+        lambda self, batch, embeds=None: (
+            read.extend(t.text for t in batch) or encode(self, batch, embeds)
+        ),
+    )
+    known = {}
+    for prompt in ("a cat", "a dog"):
+        edit = Decor(undesired=["fog", "a car"], stop=0.5)
+        run = t2iedit.start(sd1, t2iedit.Request(prompt, steps=2, edits=[edit]))
+        t2iedit.condition([run], known)
+    assert sorted(read) == ["", "a car", "a cat", "a dog", "fog"]
+
+
+def test_end_of_a_too_long_undesired_prompt_is_reported(sd1):
+    _, run = embeddings(sd1, Decor(undesired=["a " * 80 + "fog"], rank=1))
+    assert any("longer than the 77 tokens" in told for told in run.report["warnings"])
 
 
 def test_negative_prompt_is_left_alone(model):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from t2iedit_decor.projection import project_out, row_space
 from t2iedit_zero.concepts import found_concepts
 from t2iedit_zero.similarity import correct, similarity
 from t2iedit_zero.suppression import smoothed, suppress
@@ -12,6 +13,7 @@ from t2iedit_zero.suppression import smoothed, suppress
 import t2iedit
 from t2iedit import Kind
 from t2iedit.plugins import installed
+from t2iedit.testing import tiny_model
 
 Zero = installed().edit("t2i_zero")
 PROMPT = "a red cat and a blue dog"
@@ -63,6 +65,20 @@ def test_own_row_can_be_left_out():
     assert torch.allclose(corrected(include_self=False)[1], row(2 / 3, 3.0))
 
 
+def test_maximum_of_each_row_or_feature_matches_hand_worked_numbers():
+    # S = [[4, 1], [2, 3]]. Rows' maxima 4 and 3: [[1, .25], [2/3, 1]], so g = (2 + 2/3, .25 + 3).
+    assert torch.allclose(corrected(maximum="row")[1], row(8 / 3, 3.25))
+    # Features' maxima 4 and 3: [[1, 1/3], [.5, 1]], so g = (2 + .5, 1/3 + 3).
+    assert torch.allclose(corrected(maximum="feature")[1], row(2.5, 10 / 3))
+
+
+def test_row_without_positive_product_counts_for_nothing_by_its_own_maximum():
+    # Row 3 is (.5, -1): its products with row 1 are (1, -1); with row 4, (-1, -1), there are none.
+    rows = torch.cat([ROWS, torch.tensor([[-0.5, -1.0]], dtype=torch.float64)])
+    with_it = correct(rows, [1], [1, 4], tau=0.0, gamma=9, alpha=1.0, maximum="row")
+    assert torch.equal(with_it[1], corrected(scope=[1], maximum="row")[1])
+
+
 def test_alone_and_without_itself_there_is_nothing_to_add():
     assert torch.equal(corrected(include_self=False, scope=[1])[1], row(0.0, 0.0))
 
@@ -71,8 +87,19 @@ def test_all_concepts_are_corrected_from_the_original_rows():
     both = corrected(concepts=[1, 2])
     assert torch.equal(both[1], corrected(concepts=[1])[1])
     assert torch.equal(both[2], corrected(concepts=[2])[2])
-    sequential = correct(corrected(concepts=[1]), [2], [1, 2], tau=0.0, gamma=9, alpha=1.0)
-    assert not torch.equal(sequential[2], both[2])
+    in_turn = correct(corrected(concepts=[1]), [2], [1, 2], tau=0.0, gamma=9, alpha=1.0)
+    assert not torch.equal(in_turn[2], both[2])
+
+
+def test_one_after_another_each_sees_what_those_before_became():
+    # Row 1 becomes (2.5, 2.5). For row 2, (1, 3): S = [[2.5, 7.5], [1, 9]], max 9,
+    # so g = (2.5*2.5/9 + 1/9, 2.5*7.5/9 + 3) = (7.25/9, 45.75/9).
+    both = corrected(concepts=[1, 2], simultaneous=False)
+    assert torch.equal(both[1], row(2.5, 2.5))
+    assert torch.allclose(both[2], row(7.25 / 9, 45.75 / 9))
+    # In half precision the rows in between are not rounded.
+    half = correct(ROWS.half(), [1, 2], [1, 2], tau=0.0, gamma=9, alpha=1.0, simultaneous=False)
+    assert half.dtype == torch.float16 and torch.allclose(half[2].double(), both[2], atol=5e-3)
 
 
 def test_dot_product_similarity_would_be_wrong():
@@ -153,6 +180,28 @@ def test_padding_takes_part_only_when_asked(sd1):
 
     assert not torch.equal(edited("words"), edited("words+eot"))
     assert not torch.equal(edited("words+eot"), edited("words+eot+pad"))
+
+
+@pytest.mark.parametrize("decor_first", [True, False])
+def test_edits_together_are_one_function_after_the_other(sd1, decor_first):
+    decor = installed().edit("decor")(undesired=["fog"], alpha=0.7)
+    zero = Zero(concepts=["red cat", "dog"], alpha=0.5, tau=0.2, gamma=3, scope="words+eot")
+    (plain,) = embedding(sd1)
+    fog = sd1.encoders[0].encode(sd1.encoders[0].tokenize("fog"))
+    basis = row_space(fog.hidden[fog.tokens.words], 1e-3)
+
+    def projected(rows):
+        return torch.cat([rows[:1], project_out(rows[1:], basis, 0.7)])
+
+    def corrected_(rows):
+        scope = [1, 2, 3, 4, 5, 6, 7, 8]
+        return correct(rows, [2, 3, 7], scope, tau=0.2, gamma=3, alpha=0.5)
+
+    order = (decor, zero) if decor_first else (zero, decor)
+    (edited,) = embedding(sd1, *order)
+    first, second = (projected, corrected_) if decor_first else (corrected_, projected)
+    assert torch.allclose(edited.hidden, second(first(plain.hidden)), atol=1e-5)
+    assert not torch.allclose(edited.hidden, first(second(plain.hidden)), atol=1e-4)
 
 
 def test_correction_can_bring_back_what_decor_removed(sd1):
@@ -256,6 +305,17 @@ def test_heads_decide_together_or_alone():
     assert suppressed(probs, heads="each")[0, 0, 0, 1] == pytest.approx(0.3)
 
 
+def test_balanced_maps_let_a_concept_win_that_is_weak_everywhere():
+    # Two pixels far enough apart not to blur into each other; the cat is stronger at both, by 6 and by 2 times.
+    probs = torch.zeros(1, 1, 9, 4)
+    probs[..., 0, 1:3], probs[..., 8, 1:3] = torch.tensor([0.6, 0.1]), torch.tensor([0.6, 0.3])
+    assert (suppressed(probs, size=(1, 9))[0, 0, [0, 8], 1] > 0).all()
+    # By their own means, .133 and .044: 4.5 and 2.25 at the first, 4.5 and 6.75 at the last.
+    balanced = suppressed(probs, size=(1, 9), balance=True)[0, 0]
+    assert torch.equal(balanced[0], probs[0, 0, 0] * torch.tensor([1, 1, 0, 1]))
+    assert torch.equal(balanced[8], probs[0, 0, 8] * torch.tensor([1, 0, 1, 1]))
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0, 1), st.sampled_from(["none", "concepts", "all"]))
 def test_suppression_is_bounded_and_spares_other_images(seed, strength, renormalise):
@@ -289,6 +349,54 @@ def test_suppression_of_any_size_and_batch(model, size):
     alone = t2iedit.generate(model, request).images
     for a, b in zip(together, alone, strict=True):
         assert abs(np.asarray(a).astype(int) - np.asarray(b)).max() <= 1
+
+
+def columns_suppressed(model, monkeypatch, **values):
+    """The tokens that each map of a run is suppressed by, as sets, in the order of the maps."""
+    seen = []
+
+    def watched(probs, concepts, size, **options):
+        assert max(max(tokens) for tokens in concepts) < probs.shape[-1]
+        seen.append({token for tokens in concepts for token in tokens})
+        return suppress(probs, concepts, size, **options)
+
+    monkeypatch.setattr("t2iedit_zero.suppress", watched)
+    t2iedit.generate(model, t2iedit.Request(PROMPT, **values))
+    return seen
+
+
+EVERYWHERE = {"alpha": 0.0, "suppression": 1.0, "smallest_map": 1, "suppress_until": 1.0}
+
+
+def test_prompt_repeated_beside_a_longer_negative_is_suppressed_in_each_copy(sd1, monkeypatch):
+    edit = Zero(**EVERYWHERE)
+    negative = "a photo of fog BREAK a car"
+    seen = columns_suppressed(
+        sd1, monkeypatch, steps=1, negative=negative, syntax="windows", edits=[edit]
+    )
+    assert seen and all(columns == {2, 3, 6, 7, 79, 80, 83, 84} for columns in seen)
+
+
+def test_words_swapped_half_way_are_looked_for_where_they_stand_then(sd1, monkeypatch):
+    swap = installed().edit("swap")(phrase="red cat", to="red red cat", start=0.5)
+    seen = columns_suppressed(sd1, monkeypatch, steps=2, edits=[swap, Zero(**EVERYWHERE)])
+    half = len(seen) // 2
+    assert all(columns == {2, 3, 6, 7} for columns in seen[:half])
+    assert all(columns == {2, 3, 4, 7, 8} for columns in seen[half:])
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_quantised_denoiser_is_suppressed_too(family):
+    model, mixdq = tiny_model(family), installed().edit("mixdq")(weights=4)
+    zero, values = Zero(**EVERYWHERE), {"steps": 2}
+
+    def pixels(*edits):
+        request = t2iedit.Request(PROMPT, edits=edits, **values)
+        return np.asarray(t2iedit.generate(model, request).image).astype(int)
+
+    plain, quantised, both = pixels(), pixels(mixdq), pixels(mixdq, zero)
+    assert abs(both - quantised).max() > 0 and abs(quantised - plain).max() > 0
+    assert (pixels() == plain).all()
 
 
 @pytest.mark.parametrize(
