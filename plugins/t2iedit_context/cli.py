@@ -196,15 +196,15 @@ def _settings(args: argparse.Namespace) -> Any:
     if args.prompts is not None:
         values["prompts"] = read_prompts(args.prompts)
     if args.rescale is not None:
-        values |= _rescale(args.rescale)
+        values["rescale"] = _rescale(args.rescale)
     return Settings(**values)
 
 
-def _rescale(text: str) -> dict[str, int]:
+def _rescale(text: str) -> tuple[int, int]:
     first, dots, last = text.partition("..")
     if not (dots and first.isdigit() and last.isdigit()):
         raise UserError(f"--rescale {text}: write two steps like 120..180, or 0..0 for none")
-    return {"rescale_from": int(first), "rescale_to": int(last)}
+    return int(first), int(last)
 
 
 def _bar(shown: bool) -> tuple[Any, Any]:
