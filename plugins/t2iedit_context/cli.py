@@ -69,7 +69,11 @@ def _add_learn(parser: argparse.ArgumentParser) -> None:
     stage.add_argument("--embedding-form", **forms)
     stage.add_argument("--attention-form", **forms)
     stage.add_argument("--attention-batch", help="of a batch; half by default", **number)
-    stage.add_argument("--rescale", metavar="A..B", help="steps that keep the norm of step A")
+    stage.add_argument(
+        "--rescale",
+        metavar="A..B",
+        help="steps that keep the norm of step A; none in plain inversion",
+    )
     stage.add_argument("--resolution", help="pixels a side", **number)
     stage.add_argument("--no-augment", action="store_const", const=False, dest="augment")
     stage.add_argument("--crops", help="changed pictures encoded beforehand", **number)

@@ -46,6 +46,9 @@ QUICK = {
 }
 
 
+PLAIN = {"embedding_weight": 0, "attention_weight": 0}
+
+
 def settings(**values):
     return Settings(**(QUICK | {"steps": 4} | values))
 
@@ -133,16 +136,15 @@ def test_weights_at_zero_are_plain_textual_inversion(sd1, tmp_path, monkeypatch)
         raise AssertionError("plain inversion has no context losses")
 
     monkeypatch.setattr(inversion, "context_losses", never)
-    plain = settings(embedding_weight=0, attention_weight=0)
+    plain = settings(**PLAIN)
     report = learn(sd1, pictures(), plain, tmp_path / "x.safetensors").report
     assert list(report["losses"]["embedding"]) == ["diffusion"]
 
 
-def test_plain_inversion_is_not_rescaled_unless_asked():
-    plain = {"embedding_weight": 0, "attention_weight": 0}
+def test_plain_inversion_is_not_rescaled():
     assert settings().rescaling == settings(embedding_weight=0).rescaling == (120, 180)
-    assert settings(**plain).rescaling == (0, 0)
-    assert settings(rescale=(2, 4), **plain).rescaling == (2, 4)
+    for given in (settings(**PLAIN), settings(rescale=(2, 4), **PLAIN)):
+        assert given.rescaling == (0, 0)
 
 
 def stage_of(model, **own):
@@ -158,7 +160,7 @@ def stage_of(model, **own):
         ({}, [(4, True), (2, False), (2, True)], 2),
         ({"attention_batch": 4}, [(4, True), (4, False), (4, True)], 2),
         ({"attention_weight": 0}, [(4, True)], 2),
-        ({"embedding_weight": 0, "attention_weight": 0}, [(4, True)], 1),
+        (PLAIN, [(4, True)], 1),
     ],
 )
 def test_step_has_as_few_passes_as_it_can(sd1, own, denoised, encoded_prompts):
@@ -230,7 +232,7 @@ def test_regularised_concept_lives_better_with_its_context(sd1, tmp_path):
 
 
 def test_learning_lowers_the_diffusion_loss(sd1, tmp_path):
-    given = settings(steps=40, learning_rate=0.05, embedding_weight=0, attention_weight=0)
+    given = settings(steps=40, learning_rate=0.05, **PLAIN)
     bank = encode_pictures(sd1, pictures(), 64, 4, 0, augment=True)
     noisy = bank.draw(16, noise_schedule(sd1), Random(1))
 
@@ -265,7 +267,7 @@ def test_several_vectors_and_several_batches_a_step(sd1, tmp_path):
 
 
 def test_accumulated_gradient_is_the_mean_of_the_batches(sd1):
-    given = settings(accumulation=2, embedding_weight=0, attention_weight=0)
+    given = settings(accumulation=2, **PLAIN)
     bank = encode_pictures(sd1, pictures(), 64, 4, 0, augment=True)
     stage = EmbeddingStage(Setup(sd1, given, bank, nullcontext, torch.float32))
     stage.losses(5, 0)
@@ -277,7 +279,7 @@ def test_accumulated_gradient_is_the_mean_of_the_batches(sd1):
 
 
 def test_processes_learn_from_different_batches(sd1):
-    given = settings(embedding_weight=0, attention_weight=0)
+    given = settings(**PLAIN)
     bank = encode_pictures(sd1, pictures(), 64, 4, 0, augment=True)
     stage = EmbeddingStage(Setup(sd1, given, bank, nullcontext, torch.float32))
     first, again, other = (stage.losses(0, process) for process in (0, 0, 1))
