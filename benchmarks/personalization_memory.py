@@ -25,7 +25,6 @@ from PIL import Image
 from t2iedit_context.inversion import EmbeddingStage
 from t2iedit_context.latents import encode_pictures
 from t2iedit_context.loop import Setup
-from t2iedit_context.probe import probed
 from t2iedit_context.settings import Settings
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -104,8 +103,8 @@ def peak(case: str, small: bool, device: str, precision: str) -> float:
         model.denoiser.enable_gradient_checkpointing()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    with probed(model.denoiser) as probe, torch.enable_grad():
-        stage = EmbeddingStage(Setup(model, settings, bank, context, dtype or torch.float32), probe)
+    with torch.enable_grad():
+        stage = EmbeddingStage(Setup(model, settings, bank, context, dtype or torch.float32))
         for step in range(3):
             stage.optimizer.zero_grad()
             stage.losses(step, 0)

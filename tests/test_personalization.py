@@ -1,57 +1,132 @@
-"""The referee of the personalisation benchmark tells concepts from what the bundled model knows."""
+"""The personalisation benchmark: its referee tells concepts from what the model knows, its pieces are made once."""
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
+import torch
+from PIL import Image
+from t2iedit_context.settings import Settings
 
+import t2iedit
 from t2iedit.shapes import renderer
 from t2iedit.shapes.renderer import render
-from t2iedit.shapes.scenes import Scene, SceneObject
+from t2iedit.shapes.scenes import SHAPES, TEXTURES, Scene, SceneObject
+from t2iedit.tiny import tiny_pipeline
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "personalization.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("personalization", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+MODULES = ("concepts", "referee", "cost", "clip", "pieces")
 
 
 @pytest.fixture
-def drawn(script, monkeypatch):
-    for known, new in (
-        (renderer.DISTANCES, script.NEW_SHAPES),
-        (renderer.TEXTURE_SHADES, script.NEW_TEXTURES),
-    ):
-        for name, value in new.items():
-            monkeypatch.setitem(known, name, value)
-    return script
+def bench(monkeypatch):
+    """The benchmark's modules, the new shapes drawn while the test runs."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    found = {name: importlib.import_module(f"personalization_{name}") for name in MODULES}
+    found["main"] = importlib.import_module("personalization")
+    monkeypatch.setattr(renderer, "DISTANCES", dict(renderer.DISTANCES))
+    monkeypatch.setattr(renderer, "TEXTURE_SHADES", dict(renderer.TEXTURE_SHADES))
+    found["concepts"].teach_renderer()
+    yield SimpleNamespace(**found)
+    for name in [name for name in sys.modules if name.startswith("personalization")]:
+        del sys.modules[name]
 
 
-def test_tuning_and_reported_concepts_are_apart(script):
-    names = [unknown.name for unknown in (*script.REPORTED, *script.TUNING)]
-    assert len(script.REPORTED) >= 8 and len(names) == len(set(names))
+def test_tuning_and_reported_concepts_are_apart_and_unknown(bench):
+    concepts = (*bench.concepts.REPORTED, *bench.concepts.TUNING)
+    names = [unknown.name for unknown in concepts]
+    assert len(bench.concepts.REPORTED) >= 8 and len(names) == len(set(names))
+    assert not set(names) & {*SHAPES, *TEXTURES}
+    assert 3 <= bench.concepts.PICTURES <= 5
 
 
 @pytest.mark.parametrize("name", ["house", "drop", "zigzag"])
-def test_concept_is_identified_and_what_is_like_it_is_not(drawn, name):
-    unknown = next(u for u in drawn.REPORTED if u.name == name)
-    asked = drawn.Asked("", unknown.color, "white")
-    for picture in drawn.pictures_of(unknown, 128)[:2]:
-        seen = drawn.judge(picture, unknown, asked)
-        assert seen.identified and seen.identity > 0.85 and seen.followed == 1
+def test_concept_is_identified_and_what_is_like_it_is_not(bench, name):
+    unknown = next(u for u in bench.concepts.REPORTED if u.name == name)
+    asked = bench.concepts.Asked("", unknown.color, "white")
+    for picture in bench.concepts.pictures_of(unknown, 128)[:2]:
+        seen = bench.referee.judge(picture, unknown, asked)
+        assert seen.right and seen.identity > 0.85 and seen.followed == 1
     shape = unknown.category if unknown.kind == "shape" else "square"
     texture = "plain" if unknown.kind == "shape" else unknown.category
     like = SceneObject(shape, unknown.color, texture, radius=0.3)
-    seen = drawn.judge(render(Scene((like,), "black"), 128, Random(0)), unknown, asked)
-    assert not seen.identified and seen.followed == 0.5
+    seen = bench.referee.judge(render(Scene((like,), "black"), 128, Random(0)), unknown, asked)
+    assert not seen.identified and not seen.right and seen.followed == 0.5
 
 
-def test_missing_other_object_is_noticed(drawn):
-    unknown = drawn.REPORTED[0]
-    asked = drawn.Asked("", unknown.color, None, ("blue", "square"))
-    assert drawn.judge(drawn.pictures_of(unknown, 128)[0], unknown, asked).followed == 0.5
+def test_drawings_do_what_every_prompt_asks(bench):
+    random = Random(0)
+    for unknown in bench.concepts.REPORTED:
+        asked = bench.concepts.asked_of(unknown)
+        drawn = [bench.concepts.drawn_as_asked(unknown, each, 128, random) for each in asked]
+        seen = [
+            bench.referee.judge(image, unknown, each)
+            for image, each in zip(drawn, asked, strict=True)
+        ]
+        assert sum(each.right for each in seen) >= len(seen) - 1, unknown
+        assert not any(unknown.color == each.color for each in asked)
+
+
+def test_missing_other_object_is_noticed(bench):
+    unknown = bench.concepts.REPORTED[0]
+    asked = bench.concepts.Asked("", unknown.color, None, ("blue", "square"))
+    picture = bench.concepts.pictures_of(unknown, 128)[0]
+    assert bench.referee.judge(picture, unknown, asked).followed == 0.5
+
+
+def test_variants_differ_in_what_their_names_say(bench):
+    given = {
+        name: Settings(placeholder="<x>", category="circle", **own)
+        for name, own in bench.main.VARIANTS.items()
+    }
+    assert not given["plain inversion"].regularised
+    assert given["plain inversion"].rescaling == given["without rescaling"].rescaling == (0, 0)
+    assert given["without CER"].embedding_weight == given["without CAR"].attention_weight == 0
+    assert given["full"].rescaling != (0, 0)
+    assert len({value.model_dump_json() for value in given.values()}) == 5
+
+
+def test_piece_is_made_once_and_read_afterwards(bench, tmp_path, monkeypatch):
+    model = tmp_path / "tiny"
+    tiny_pipeline("sd1").save_pretrained(model)
+    (model / "t2iedit.json").write_text('{"steps": 1, "guidance_scale": 1.0}')
+    short = {"steps": 1, "batch_size": 1, "finetune_steps": 1, "prompts": ("a red {}",)}
+    unknown = bench.concepts.Unknown("arrow", "shape", "cat", "blue")
+    job = bench.pieces.Job("full", unknown, short, 1, short=True)
+    place = bench.pieces.Place(tmp_path / "work", str(model), None, float("inf"))
+    threads = torch.get_num_threads()
+    piece = bench.pieces.do(job, place)
+    torch.set_num_threads(threads)
+    assert list(piece.seen) == [
+        (name, stage) for stage in bench.pieces.STAGES for name in ("full", "full + test-time")
+    ]
+    assert len(piece.images("full", "both stages")) == len(job.asked) == 2
+    assert piece.prompts("cat") == ["a red cat", "a purple cat on a brown background"]
+    monkeypatch.setattr(bench.pieces, "learn", None)
+    over = bench.pieces.Place(place.work, place.model, None, 0.0)
+    assert bench.pieces.do(job, over).seen == piece.seen
+    other = bench.pieces.Job("full", unknown, short | {"steps": 2}, 1, short=True)
+    assert bench.pieces.do(other, over) is None
+
+
+def test_interval_holds_the_mean_and_is_none_without_spread(bench):
+    row = bench.main.mean_row("x", "y", [0.0, 1.0, 1.0, 1.0])
+    assert row.low < row.value == 0.75 < row.high
+    flat = bench.main.mean_row("x", "y", [0.5] * 3)
+    assert flat.low == flat.value == flat.high == 0.5
+
+
+def test_picture_tower_learns_and_is_kept(bench, tmp_path):
+    model = t2iedit.open_model("shapes")
+    clip = bench.clip.of_the_world(model, tmp_path, steps=2)
+    (kept,) = tmp_path.iterdir()
+    again = bench.clip.of_the_world(model, tmp_path, steps=2)
+    picture = Image.new("RGB", (128, 128), "red")
+    looks, words = clip.looks([picture]), clip.words(["a red circle", "a blue square"])
+    assert torch.equal(looks, again.looks([picture])) and kept.exists()
+    assert torch.allclose(words.norm(dim=1), torch.ones(2)) and looks.shape[1] == words.shape[1]
+    assert 0 <= clip.accuracy <= 1
+    assert all(p.grad is None for p in model.encoders[0].transformer.parameters())

@@ -17,7 +17,7 @@ from PIL import Image
 from t2iedit import OutputNotWritable, UserError
 from t2iedit_context.embeddings import write_whole
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, REPORT = "checkpoint.pt", "report.json"
 EXTENDABLE = {"steps", "finetune_steps"}
 """Settings that may differ when a run goes on."""
 
@@ -78,9 +78,16 @@ class RunFolder:
                 f'there is an unfinished run in "{self.path}"; add --resume to go on with it, or delete that folder'
             )
 
+    def report(self) -> dict[str, Any] | None:
+        """The report of a finished run, or None if it is gone or damaged."""
+        try:
+            return json.loads((self.path / REPORT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
     def finish(self, report: dict[str, Any]) -> None:
         """The run is done: its report is written and its checkpoint is not needed any more."""
-        write_whole(self.path / "report.json", (json.dumps(report, indent=2) + "\n").encode())
+        write_whole(self.path / REPORT, (json.dumps(report, indent=2) + "\n").encode())
         self.checkpoint.unlink(missing_ok=True)
 
 

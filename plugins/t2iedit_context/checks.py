@@ -1,14 +1,18 @@
 """What cannot be learned, said before anything is computed."""
 
+from typing import Any
+
 from t2iedit import Model, UserError, Wording, occurrences
 from t2iedit_context.finetuning import check_finetuning
 from t2iedit_context.placing import is_one_token, stand_in, worded
+from t2iedit_context.probe import probed
 from t2iedit_context.prompts import filled
 from t2iedit_context.settings import Settings
 
 
 def check_settings(model: Model, settings: Settings) -> None:
-    """Raises `UserError` for a name, category or prompt that this model's encoders cannot take."""
+    """Raises `UserError` for a model that cannot learn, and for what its encoders cannot take."""
+    check_model(model, settings)
     check_placeholder(model, settings.placeholder)
     check_category(model, settings.category)
     for template in (*settings.templates, settings.instance_template):
@@ -21,6 +25,24 @@ def check_settings(model: Model, settings: Settings) -> None:
         model.check_size((settings.resolution, settings.resolution))
     if settings.finetune_unet:
         check_finetuning(model, settings)
+
+
+def check_model(model: Model, settings: Settings) -> None:
+    """Raises `UserError` for a denoiser that predicts no noise of these latents, or whose attention cannot be read."""
+    parts: dict[str, Any] = model.pipeline.components
+    if "unet" not in parts:
+        raise UserError(
+            f'a model of the family "{model.family}" cannot learn concepts; give one of SD 1.x, SD 2.x or SDXL'
+        )
+    reads, given = parts["unet"].config.in_channels, parts["vae"].config.latent_channels
+    if reads != given:
+        raise UserError(
+            f"this denoiser reads {reads} channels and a picture has {given}, as inpainting checkpoints do; learn on"
+            " the checkpoint it was made from, whose concepts fit here too"
+        )
+    if settings.attention_weight:
+        with probed(model.denoiser):
+            pass
 
 
 def check_placeholder(model: Model, name: str) -> None:

@@ -69,7 +69,11 @@ def _add_learn(parser: argparse.ArgumentParser) -> None:
     stage.add_argument("--embedding-form", **forms)
     stage.add_argument("--attention-form", **forms)
     stage.add_argument("--attention-batch", help="of a batch; half by default", **number)
-    stage.add_argument("--rescale", metavar="A..B", help="steps that keep the norm of step A")
+    stage.add_argument(
+        "--rescale",
+        metavar="A..B",
+        help="steps that keep the norm of step A; none in plain inversion",
+    )
     stage.add_argument("--resolution", help="pixels a side", **number)
     stage.add_argument("--no-augment", action="store_const", const=False, dest="augment")
     stage.add_argument("--crops", help="changed pictures encoded beforehand", **number)
@@ -196,15 +200,15 @@ def _settings(args: argparse.Namespace) -> Any:
     if args.prompts is not None:
         values["prompts"] = read_prompts(args.prompts)
     if args.rescale is not None:
-        values |= _rescale(args.rescale)
+        values["rescale"] = _rescale(args.rescale)
     return Settings(**values)
 
 
-def _rescale(text: str) -> dict[str, int]:
+def _rescale(text: str) -> tuple[int, int]:
     first, dots, last = text.partition("..")
     if not (dots and first.isdigit() and last.isdigit()):
         raise UserError(f"--rescale {text}: write two steps like 120..180, or 0..0 for none")
-    return {"rescale_from": int(first), "rescale_to": int(last)}
+    return int(first), int(last)
 
 
 def _bar(shown: bool) -> tuple[Any, Any]:

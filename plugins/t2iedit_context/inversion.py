@@ -1,6 +1,7 @@
 """CoRe's first stage: a concept's vectors, everything else frozen (arXiv 2408.15914)."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing, nullcontext
 from random import Random
 from typing import Any
 
@@ -21,7 +22,7 @@ from t2iedit_context.objective import (
     make_pair,
     noise_schedule,
 )
-from t2iedit_context.probe import Probe
+from t2iedit_context.probe import Probe, probed
 from t2iedit_context.prompts import filled
 from t2iedit_context.regularisation import rescaled
 from t2iedit_context.settings import Settings
@@ -36,8 +37,8 @@ class EmbeddingStage:
 
     name = "embedding"
 
-    def __init__(self, setup: Setup, probe: Probe | None) -> None:
-        self.setup, self.probe = setup, probe
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
         self.model, self.settings = setup.model, setup.settings
         settings = self.settings
         self.steps, self.schedule = settings.steps, noise_schedule(self.model)
@@ -55,14 +56,16 @@ class EmbeddingStage:
         share = 1 / self.settings.accumulation
         for part in range(self.settings.accumulation):
             random = Random(f"{self.settings.seed} embedding {step} {part} {process}")
-            for losses in self._passes(random):
-                total = torch.stack(list(losses.values())).sum()
-                accumulate(total * share, self.leaves, self.setup.dtype)
-                for name, loss in losses.items():
-                    totals[name] = totals.get(name, 0.0) + float(loss.detach()) * share
+            # Closed also when something breaks, so that the denoiser is then as it was.
+            with closing(self._passes(random)) as passes:
+                for losses in passes:
+                    total = torch.stack(list(losses.values())).sum()
+                    accumulate(total * share, self.leaves, self.setup.dtype)
+                    for name, loss in losses.items():
+                        totals[name] = totals.get(name, 0.0) + float(loss.detach()) * share
         return totals
 
-    def _passes(self, random: Random) -> Iterator[dict[str, Tensor]]:
+    def _passes(self, random: Random) -> Generator[dict[str, Tensor], None, None]:
         """One batch's losses, those that share a graph together; it may go before the next are asked for."""
         settings = self.settings
         drawn = self.setup.bank.draw(settings.batch_size, self.schedule, random)
@@ -71,18 +74,20 @@ class EmbeddingStage:
         with self.setup.precision():
             loss = diffusion_loss(self.model, embeddings, noisy)
         yield {"diffusion": loss}
-        if settings.embedding_weight or settings.attention_weight:
+        if settings.regularised:
             pair = self._pair(random.choice(settings.templates))
-            yield self._context(pair, noisy.first(settings.attended))
+            opened = probed(self.model.denoiser) if settings.attention_weight else nullcontext()
+            with opened as probe:
+                yield self._context(pair, noisy.first(settings.attended), probe)
 
-    def _context(self, pair: Pair, noisy: Noised) -> dict[str, Tensor]:
+    def _context(self, pair: Pair, noisy: Noised, probe: Probe | None) -> dict[str, Tensor]:
         settings, concepts = self.settings, {self.settings.placeholder: self.vectors}
         losses = context_losses(
             self.model,
             pair,
             concepts,
             noisy,
-            self.probe,
+            probe,
             settings.weights,
             self.setup.precision(),
         )
@@ -99,16 +104,16 @@ class EmbeddingStage:
     def _pair(self, template: str) -> Pair:
         if template not in self.pairs:
             prompt = filled(template, self.settings.placeholder, self.settings.category)
-            bos = self.settings.embedding_form == "code"
-            self.pairs[template] = make_pair(self.model, prompt, [self.part], bos=bos)
+            self.pairs[template] = make_pair(self.model, prompt, [self.part])
         return self.pairs[template]
 
     @torch.no_grad()
     def finish(self, step: int) -> None:
-        """Norm rescaling: from the step after `rescale_from` through `rescale_to` the norm stays as it was then."""
-        if step == self.settings.rescale_from:
+        """Norm rescaling: from the step after the window's first through its last the norm stays as it was then."""
+        first, last = self.settings.rescaling
+        if step == first:
             self.norms = [float(leaf.norm()) for leaf in self.leaves]
-        if self.norms and self.settings.rescale_from < step <= self.settings.rescale_to:
+        if self.norms and first < step <= last:
             for leaf, norm in zip(self.leaves, self.norms, strict=True):
                 leaf.copy_(rescaled(leaf, norm))
 

@@ -39,7 +39,6 @@ from t2iedit_context.loop import (
 )
 from t2iedit_context.pictures import read_pictures
 from t2iedit_context.previews import Previews
-from t2iedit_context.probe import probed
 from t2iedit_context.prompts import filled
 from t2iedit_context.settings import Settings
 
@@ -91,7 +90,7 @@ def learn(
         checkpoint = folder.load(identity)
         done = _finished(output, identity) if checkpoint is None else None
         if done is not None:
-            return Learned(done, {"already learned": True}, notes, second)
+            return Learned(done, folder.report() or {}, [*notes, "it was learned already"], second)
         check_target(output)
     else:
         checkpoint = None
@@ -179,10 +178,8 @@ class _Learning:
         return Setup(self.model, settings, bank, precision, dtype or self.model.dtype)
 
     def _embed(self, setup: Setup, stages: dict[str, Any]) -> EmbeddingStage:
-        opened = probed(self.model.denoiser) if self.settings.attention_weight else nullcontext()
-        with opened as probe:
-            stage = EmbeddingStage(setup, probe)
-            self._through(stage, stages, lambda: self._concept(stage.vectors))
+        stage = EmbeddingStage(setup)
+        self._through(stage, stages, lambda: self._concept(stage.vectors))
         return stage
 
     def _finetune(
@@ -225,10 +222,7 @@ class _Learning:
             self._save(stage, step)
             if self.accelerator.is_main_process:
                 write_concept(concept(), self.output)
-            told = (
-                f'{stopped}; the concept so far is in "{self.output}", and the run can be resumed'
-            )
-            raise type(stopped)(told) from stopped
+            raise type(stopped)(f'{stopped}; the concept so far is in "{self.output}"') from stopped
         self.done[stage.name] = {"step": stage.steps} | stage.state()
 
     def _restore(self, stage: Stage, stages: dict[str, Any]) -> int:

@@ -123,7 +123,8 @@ def run_stage(
         if not (finite and all(map(math.isfinite, losses.values()))):
             told = ", ".join(f"{name} {value:g}" for name, value in losses.items())
             raise LearningFailed(
-                f"step {step + 1} of {stage.steps} gives a loss or gradient that is not finite ({told})"
+                f"step {step + 1} of {stage.steps} gives a loss or gradient that is not finite ({told}) and was not"
+                " taken; learn anew at a lower learning rate"
             )
         if step == first and not _reached(stage.leaves):
             raise LearningFailed(

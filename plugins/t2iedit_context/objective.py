@@ -51,12 +51,13 @@ class Part:
 class Pair:
     """A prompt with concepts, as each encoder reads it, and the same with their categories, encoded once for all.
 
-    `contexts` are each encoder's rows around the concepts, in the one prompt and in the other.
+    `contexts` are, for each form of the losses and each encoder, the rows around the concepts in the one prompt and in
+    the other.
     """
 
     tokens: tuple[Tokens, ...]
     category: tuple[TextEmbedding, ...]
-    contexts: tuple[tuple[list[int], list[int]], ...]
+    contexts: Mapping[Form, tuple[tuple[list[int], list[int]], ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Noised:
         return Noised(self.latents[:count], self.times[:count], self.target[:count])
 
 
-def make_pair(model: Model, prompt: str, parts: Sequence[Part], *, bos: bool = False) -> Pair:
+def make_pair(model: Model, prompt: str, parts: Sequence[Part]) -> Pair:
     """The prompt, in which the parts' placeholders stand, as a pair.
 
     The category stands there once, however many vectors a concept has, and the contexts are aligned from both ends;
@@ -84,9 +85,14 @@ def make_pair(model: Model, prompt: str, parts: Sequence[Part], *, bos: bool = F
         with_categories = worded(with_categories, part.placeholder, part.category)
     tokens = tuple(encoder.tokenize(with_concepts) for encoder in model.encoders)
     others = tuple(encoder.tokenize(with_categories) for encoder in model.encoders)
-    contexts = tuple(
-        _contexts(read, other, parts, bos=bos) for read, other in zip(tokens, others, strict=True)
-    )
+    # The authors' program keeps the BOS row.
+    contexts: dict[Form, Any] = {
+        form: tuple(
+            _contexts(read, other, parts, bos=bos)
+            for read, other in zip(tokens, others, strict=True)
+        )
+        for form, bos in (("paper", False), ("code", True))
+    }
     with torch.no_grad():
         category = encoded(model, others, {})
     return Pair(tokens, category, contexts)
@@ -177,12 +183,12 @@ def context_losses(
                 mine.hidden[rows], theirs.hidden[others], weights.embedding_form
             )
             for mine, theirs, (rows, others) in zip(
-                with_concepts, pair.category, pair.contexts, strict=True
+                with_concepts, pair.category, pair.contexts[weights.embedding_form], strict=True
             )
         ]
         losses["embedding"] = weights.embedding * torch.stack(terms).mean()
     if weights.attention and probe is not None:
-        rows, others = pair.contexts[0]
+        rows, others = pair.contexts[weights.attention_form][0]
         with precision:
             with torch.no_grad():
                 category = _attended(model, pair.category, noisy, probe)

@@ -32,7 +32,7 @@ class Probe:
     """Opened cross-attention; `reading` collects what the denoiser's calls inside it show."""
 
     def __init__(self) -> None:
-        # A thread recomputes the layers in the backward pass while gradient checkpointing is on.
+        # With gradient checkpointing another thread may run the layers again, in the backward pass.
         self.own = threading.local()
 
     @contextmanager

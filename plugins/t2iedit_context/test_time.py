@@ -51,8 +51,7 @@ def optimised(
     The paper takes the noisy latents from the pictures the concept was learned from. An edit has none, so it takes pure
     noise at late times. The noise is always the same, so a picture does not depend on what else is made with it.
     """
-    bos = weights.embedding_form == "code"
-    pair = make_pair(model, prompt, parts, bos=bos)
+    pair = make_pair(model, prompt, parts)
     free = {
         placeholder: {
             name: value.to(model.device, torch.float32).clone().requires_grad_()

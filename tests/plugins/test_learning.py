@@ -46,6 +46,9 @@ QUICK = {
 }
 
 
+PLAIN = {"embedding_weight": 0, "attention_weight": 0}
+
+
 def settings(**values):
     return Settings(**(QUICK | {"steps": 4} | values))
 
@@ -133,9 +136,65 @@ def test_weights_at_zero_are_plain_textual_inversion(sd1, tmp_path, monkeypatch)
         raise AssertionError("plain inversion has no context losses")
 
     monkeypatch.setattr(inversion, "context_losses", never)
-    plain = settings(embedding_weight=0, attention_weight=0)
+    plain = settings(**PLAIN)
     report = learn(sd1, pictures(), plain, tmp_path / "x.safetensors").report
     assert list(report["losses"]["embedding"]) == ["diffusion"]
+
+
+def test_plain_inversion_is_not_rescaled():
+    assert settings().rescaling == settings(embedding_weight=0).rescaling == (120, 180)
+    for given in (settings(**PLAIN), settings(rescale=(2, 4), **PLAIN)):
+        assert given.rescaling == (0, 0)
+
+
+def stage_of(model, **own):
+    given = settings(**own)
+    bank = encode_pictures(model, pictures(), 64, 4, 0, augment=True)
+    return EmbeddingStage(Setup(model, given, bank, nullcontext, torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("own", "denoised", "encoded_prompts"),
+    [
+        # The category's side of a pair needs no graph, and is encoded once for all steps.
+        ({}, [(4, True), (2, False), (2, True)], 2),
+        ({"attention_batch": 4}, [(4, True), (4, False), (4, True)], 2),
+        ({"attention_weight": 0}, [(4, True)], 2),
+        (PLAIN, [(4, True)], 1),
+    ],
+)
+def test_step_has_as_few_passes_as_it_can(sd1, own, denoised, encoded_prompts):
+    stage, seen, read = stage_of(sd1, batch_size=4, prompts=("a red {}",), **own), [], []
+    stage.losses(0, 0)
+    processors = dict(sd1.denoiser.attn_processors)
+
+    def look(module, args, kwargs):
+        rows = kwargs["encoder_hidden_states"]
+        seen.append((len(args[0]), rows.requires_grad and torch.is_grad_enabled()))
+        opened.append(module.attn_processors != processors)
+
+    opened = []
+    sd1.denoiser.register_forward_pre_hook(look, with_kwargs=True)
+    sd1.encoders[0].transformer.register_forward_pre_hook(lambda *_: read.append(1))
+    stage.losses(1, 0)
+    assert seen == denoised and len(read) == encoded_prompts
+    # The diffusion loss has the denoiser as it is.
+    assert opened == [False] + [True] * (len(denoised) - 1)
+    assert sd1.denoiser.attn_processors == processors
+
+
+def test_denoiser_is_as_before_when_a_step_breaks(sd1, monkeypatch):
+    stage, processors = stage_of(sd1), dict(sd1.denoiser.attn_processors)
+
+    def breaks(*arguments):
+        if len(arguments[0].shape) == 0 and sd1.denoiser.attn_processors != processors:
+            raise RuntimeError
+
+    monkeypatch.setattr(inversion, "accumulate", breaks)
+    with pytest.raises(RuntimeError) as kept:
+        stage.losses(0, 0)
+    # Also while somebody still looks at the traceback.
+    assert kept.tb is not None and sd1.denoiser.attn_processors == processors
 
 
 def test_each_term_has_its_own_effect(sd1, tmp_path):
@@ -173,15 +232,13 @@ def test_regularised_concept_lives_better_with_its_context(sd1, tmp_path):
 
 
 def test_learning_lowers_the_diffusion_loss(sd1, tmp_path):
-    given = settings(
-        steps=40, learning_rate=0.05, embedding_weight=0, attention_weight=0, rescale_to=120
-    )
+    given = settings(steps=40, learning_rate=0.05, **PLAIN)
     bank = encode_pictures(sd1, pictures(), 64, 4, 0, augment=True)
     noisy = bank.draw(16, noise_schedule(sd1), Random(1))
 
     @torch.no_grad()
     def loss(own):
-        stage = EmbeddingStage(Setup(sd1, given, bank, nullcontext, torch.float32), None)
+        stage = EmbeddingStage(Setup(sd1, given, bank, nullcontext, torch.float32))
         embeddings = encoded(sd1, stage._pair("a photo of a {}").tokens, {"<toy>": own})
         return (predicted(sd1, embeddings, noisy) - noisy.target).square().mean().item()
 
@@ -191,9 +248,9 @@ def test_learning_lowers_the_diffusion_loss(sd1, tmp_path):
 
 def test_norm_is_kept_in_the_rescaling_window_only(sd1, tmp_path):
     norms = []
-    given = settings(steps=6, rescale_from=2, rescale_to=4, learning_rate=0.5)
+    given = settings(steps=6, rescale=(2, 4), learning_rate=0.5)
     bank = encode_pictures(sd1, pictures(), 64, 4, 0, augment=True)
-    stage = EmbeddingStage(Setup(sd1, given, bank, nullcontext, torch.float32), None)
+    stage = EmbeddingStage(Setup(sd1, given, bank, nullcontext, torch.float32))
     for step in range(6):
         with torch.no_grad():
             stage.leaves[0].mul_(1.5)
@@ -210,9 +267,9 @@ def test_several_vectors_and_several_batches_a_step(sd1, tmp_path):
 
 
 def test_accumulated_gradient_is_the_mean_of_the_batches(sd1):
-    given = settings(accumulation=2, embedding_weight=0, attention_weight=0)
+    given = settings(accumulation=2, **PLAIN)
     bank = encode_pictures(sd1, pictures(), 64, 4, 0, augment=True)
-    stage = EmbeddingStage(Setup(sd1, given, bank, nullcontext, torch.float32), None)
+    stage = EmbeddingStage(Setup(sd1, given, bank, nullcontext, torch.float32))
     stage.losses(5, 0)
     parts = []
     for part in range(2):
@@ -222,9 +279,9 @@ def test_accumulated_gradient_is_the_mean_of_the_batches(sd1):
 
 
 def test_processes_learn_from_different_batches(sd1):
-    given = settings(embedding_weight=0, attention_weight=0)
+    given = settings(**PLAIN)
     bank = encode_pictures(sd1, pictures(), 64, 4, 0, augment=True)
-    stage = EmbeddingStage(Setup(sd1, given, bank, nullcontext, torch.float32), None)
+    stage = EmbeddingStage(Setup(sd1, given, bank, nullcontext, torch.float32))
     first, again, other = (stage.losses(0, process) for process in (0, 0, 1))
     assert first == again != other
 
@@ -275,7 +332,7 @@ def test_full_stage_is_a_model_folder(tmp_path):
 @pytest.mark.parametrize("own", [{}, {"finetune_unet": "lora", "finetune_steps": 4}])
 def test_run_that_broke_off_goes_on_exactly(tmp_path, own):
     sd1 = tiny_model("sd1")
-    given = settings(rescale_from=2, rescale_to=3, **own)
+    given = settings(rescale=(2, 3), **own)
     whole = learn(sd1, pictures(), given, tmp_path / "whole.safetensors")
     output = tmp_path / "broken.safetensors"
     stage = "denoiser" if own else "embedding"
@@ -298,7 +355,7 @@ def test_run_that_broke_off_goes_on_exactly(tmp_path, own):
     if own:
         assert whole.unet.read_bytes() == resumed.unet.read_bytes()
     again = learn(sd1, pictures(), given, output, resume=True)
-    assert again.report == {"already learned": True}
+    assert again.report == resumed.report and again.notes == ["it was learned already"]
 
 
 def test_ctrl_c_saves_after_the_step_under_way(sd1, tmp_path):
@@ -413,7 +470,8 @@ def test_what_the_encoders_cannot_take_is_refused(model, own, sentence):
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"prompts": ("a toy",)}, "exactly once"),
         ({"prompts": ("{} {}",)}, "exactly once"),
-        ({"rescale_from": 5, "rescale_to": 4}, "comes before"),
+        ({"rescale": (5, 4)}, "rescale=5..4"),
+        ({"rescale": (-1, 4)}, "rescale=-1..4"),
         ({"attention_batch": 3}, "more than batch_size"),
         ({"kind": "alien"}, "kind='alien'"),
         ({"colour": 1}, 'no setting "colour"'),
@@ -537,6 +595,18 @@ def test_test_time_optimisation_fits_the_concept_into_its_prompt(model, tmp_path
     assert set(report["optimised"]["losses before"]) == {"embedding", "attention"}
     assert not torch.equal(both.prompt[0].hidden, plain.prompt[0].hidden)
     as_before(model, before, processors)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_family_without_a_unet_is_refused(family):
+    with pytest.raises(UserError, match=f'"{family}" cannot learn concepts; give one of SD 1.x'):
+        check_settings(tiny_model(family), settings())
+
+
+def test_denoiser_of_an_inpainting_checkpoint_is_refused(sd1):
+    sd1.denoiser.register_to_config(in_channels=9)
+    with pytest.raises(UserError, match="reads 9 channels and a picture has 4"):
+        check_settings(sd1, settings())
 
 
 def test_test_time_optimisation_needs_a_category_and_an_unchanged_denoiser(sd1, tmp_path):

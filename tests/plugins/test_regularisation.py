@@ -112,11 +112,42 @@ def test_last_of_equal_ids_is_not_taken_for_the_end(sd1):
 
 def test_category_of_more_tokens_than_the_concept_aligns(model):
     pair = make_pair(model, PROMPT, [Part("<toy>", "zeppelin", 2)])
-    for mine, theirs, (rows, others) in zip(pair.tokens, pair.category, pair.contexts, strict=True):
+    for mine, theirs, (rows, others) in zip(
+        pair.tokens, pair.category, pair.contexts["paper"], strict=True
+    ):
         theirs = theirs.tokens
         assert len(theirs.words) != len(mine.words)
         assert mine.ids[rows].tolist() == theirs.ids[others].tolist()
         assert len(rows) == len(mine.words) - 2 + 1
+
+
+def test_authors_program_keeps_bos_and_the_paper_form_does_not(model):
+    pair = make_pair(model, PROMPT, [PART])
+    for (rows, others), (longer, longer_others) in zip(
+        pair.contexts["paper"], pair.contexts["code"], strict=True
+    ):
+        assert (longer, longer_others) == ([0, *rows], [0, *others]) and 0 not in rows
+
+
+def test_each_loss_has_the_rows_of_its_own_form(sd1):
+    vectors = category_vectors(sd1, "car")
+
+    def attention(embedding_form, attention_form):
+        weights = Weights(1.0, 1.0, embedding_form, attention_form)
+        with probed(sd1.denoiser) as probe:
+            found = context_losses(
+                sd1,
+                make_pair(sd1, PROMPT, [PART]),
+                {"<toy>": vectors},
+                noisy(sd1),
+                probe,
+                weights,
+                nullcontext(),
+            )
+        return found["attention"].item()
+
+    for form in ("paper", "code"):
+        assert attention("paper", form) == attention("code", form)
 
 
 def test_prompts_that_differ_elsewhere_are_refused(sd1):
@@ -141,7 +172,7 @@ def noisy(model, count=2):
 
 
 def losses(model, vectors, form="paper", weights=(1.0, 1.0)):
-    pair = make_pair(model, PROMPT, [PART], bos=form == "code")
+    pair = make_pair(model, PROMPT, [PART])
     with probed(model.denoiser) as probe:
         return context_losses(
             model,
@@ -184,7 +215,7 @@ def test_context_before_the_concept_gives_no_gradient(model):
     vectors = category_vectors(model, "car")
     mine = encoded(model, pair.tokens, {"<toy>": vectors})
     theirs = pair.category
-    for one, other, (rows, others) in zip(mine, theirs, pair.contexts, strict=True):
+    for one, other, (rows, others) in zip(mine, theirs, pair.contexts["paper"], strict=True):
         leaf = vectors[one.tokens.encoder]
         before = [row for row in rows if row < 3]
         assert len(before) == 2
