@@ -10,12 +10,13 @@ import yaml
 from t2iedit_decor import Decor
 from t2iedit_mixdq import MixDQ
 from t2iedit_mixdq.calibration import Settings, calibrate
-from t2iedit_mixdq.checkpoint import INDEX, load_unet, write_model
+from t2iedit_mixdq.checkpoint import Found, load_unet, write_model
 from t2iedit_mixdq.errors import QuantisedModelNotUsable, RecipeNotUsable
 from t2iedit_mixdq.execution import NO_VNNI, Executed
 from t2iedit_mixdq.kernels import onednn
 from t2iedit_mixdq.recipe import FILE, Recipe, read_bits, read_recipe, uniform
 from t2iedit_mixdq.report import layer_rows, measured_memory, static_bytes
+from t2iedit_mixdq.shards import INDEX
 from t2iedit_mixdq.simulation import Simulated
 from t2iedit_mixdq.wiring import survey
 from t2iedit_zero import T2IZero
@@ -52,7 +53,7 @@ def case(request, tmp_path_factory):
     for bits in ((8, 8), (4, 8), (4, 16)):
         folder = tmp_path_factory.mktemp("mixdq") / "-".join(map(str, bits))
         recipe = Recipe(uniform(layers, bits[0]), uniform(layers, bits[1]))
-        write_model(model, recipe, ranges, folder, shard=20_000)
+        write_model(model, recipe, Found(ranges), folder, limit=20_000)
         folders[bits] = folder
     return model, layers, ranges, folders
 
@@ -168,7 +169,7 @@ def test_nothing_half_written_is_left(case, tmp_path):
     model, layers, _, _ = case
     recipe = Recipe(uniform(layers, 8), uniform(layers, 8))
     with pytest.raises(AssertionError):
-        write_model(model, recipe, {}, tmp_path / "out")
+        write_model(model, recipe, Found({}), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -191,7 +192,7 @@ def test_layers_left_whole_stay_whole(case, tmp_path):
     some = [name for name in layers if "attn2" in name] + ["conv_in", "conv_out"]
     weights = uniform(layers, 4, frozenset(some))
     recipe = Recipe(weights, uniform(layers, 8, frozenset(["conv_in"])))
-    write_model(model, recipe, ranges, tmp_path / "out")
+    write_model(model, recipe, Found(ranges), tmp_path / "out")
     unet = load_unet(tmp_path / "out", CPU, torch.float32)
     assert type(unet.conv_in) is torch.nn.Conv2d and isinstance(unet.conv_out, Simulated)
     assert torch.equal(unet.conv_in.weight, model.denoiser.conv_in.weight)
