@@ -11,9 +11,7 @@ a CPU the growth of the process's resident memory over what importing took, mapp
 import argparse
 import ctypes
 import gc
-import resource
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from typing import Any
 import torch
 from common import Failed, Process, limit_memory, not_measured, row, save, serve, show
 from t2iedit_mixdq.architectures import example_inputs
+from t2iedit_mixdq.memory import Watched, taken
 from unets import QUANTISED, load, prepare
 
 PEAK, REST = "bytes at the peak of a step", "bytes at rest"
@@ -110,14 +109,15 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     """One UNet in this process."""
     half = torch.float16 if args.device == "cuda" else torch.bfloat16
     path = Path(args.folder) / f"{args.architecture}-{args.one}"
-    with Watched(args.device) as loading:
+    device = torch.device(args.device)
+    with Watched(device) as loading:
         begin = time.perf_counter()
         unet = load(path, args.one, args.device, half)
         torch.nn.Module.to(unet, memory_format=torch.channels_last)
         seconds = time.perf_counter() - begin
     settle()
-    rest = now(args.device) - loading.start
-    with Watched(args.device, since=loading.start) as step:
+    rest = taken(device) - loading.start
+    with Watched(device, since=loading.start) as step:
         unet(**example_inputs(unet, args.size // 8))
     return {PEAK: step.peak, REST: rest, LOADING: loading.peak, LOAD: seconds}
 
@@ -129,42 +129,6 @@ def settle() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError):  # only glibc has it
         return
-
-
-class Watched:
-    """The largest growth of this process's memory while it is entered; on a CPU sampled each millisecond."""
-
-    def __init__(self, device: str, *, since: int | None = None) -> None:
-        self.device, self.peak = device, 0
-        self.start = now(device) if since is None else since
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> "Watched":
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.device == "cuda":
-            self.peak = torch.cuda.max_memory_allocated() - self.start
-        else:
-            self._over.set()
-            self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._over.wait(0.001):
-            self.peak = max(self.peak, now(self.device) - self.start)
-
-
-def now(device: str) -> int:
-    """Bytes that are taken."""
-    if device == "cuda":
-        return torch.cuda.memory_allocated()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ TINY = {
     "attention_head_dim": 2,
 }
 CONFIGS = ARCHITECTURES | {"tiny": TINY}
+LOUD = 800
+"""What a BOS row holds in one channel, as CLIP's does."""
 QUANTISED = {"mixdq-w8a8": (8, 8), "mixdq-w4a8": (4, 8), "mixdq-w4a16": (4, 16)}
 
 
@@ -57,7 +59,7 @@ def prepare(folder: Path, architecture: str, name: str) -> Path:
         }
         recipe = Recipe(uniform(layers, weights), uniform(layers, activations))
         rows = torch.zeros(1, unet.config.cross_attention_dim)
-        rows[0, 0] = 800
+        rows[0, 0] = LOUD
         write_unet(unet, recipe, Found(ranges), rows, part)
     part.rename(path)
     return path

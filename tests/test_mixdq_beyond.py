@@ -263,7 +263,7 @@ def test_text_encoders_are_packed_and_say_the_same(family, tmp_path):
         assert not (tmp_path / "out" / name / "model.safetensors").exists()
         transformer = packed.pipeline.components[name]
         executed = [m for m in transformer.modules() if isinstance(m, Executed)]
-        assert len(executed) == len(text_layers(transformer)) > 0
+        assert len(executed) == len(text_layers(model.pipeline.components[name])) > 0
         assert not any(p.is_meta for p in transformer.parameters())
         assert not any(b.is_meta for b in transformer.buffers())
     for prompt in ("a red cat", "fog"):
@@ -287,7 +287,7 @@ def test_text_encoders_are_packed_and_say_the_same(family, tmp_path):
 def test_one_metric_is_one_program(case, tmp_path):
     """The ablation judges all layers by one metric, and allocates them together."""
     model, _, _ = case
-    wish = Wish(5, 16, decoupled=False, hessian=True, judges=1)
+    wish = Wish(5.0, 16.0, decoupled=False, hessian=True, judges=1)
     job = Quantising(model, wish, SETTINGS, tmp_path / "work")
     recipe = job.recipe()
     assert job.facts["weights"]["candidates"] == 1

@@ -14,6 +14,7 @@ from t2iedit_mixdq.kernels import onednn
 from t2iedit_mixdq.kernels.base import Weights, geometry_of
 from t2iedit_mixdq.kernels.int_mm import IntMm, fits
 from t2iedit_mixdq.kernels.native import Passes, Remembered, passes
+from t2iedit_mixdq.memory import Watched, taken
 from t2iedit_mixdq.packing import pack, packed_size, unpack
 from t2iedit_mixdq.quantizers import observed_ranges
 from t2iedit_mixdq.schemes import integer_weight, split_channels
@@ -439,3 +440,11 @@ def test_steps_for_groups_are_executed_as_simulated(bits):
         simulated.scheme.multipliers,
     )
     assert sqnr(simulated(x), IntMm(weights)(x, simulated.scheme.grids[0], module.bias)) > 60
+
+
+def test_peak_is_seen_though_it_is_given_back():
+    with Watched(CPU) as watched:
+        block = torch.ones(2**24)
+        held = taken(CPU) - watched.start
+        del block
+    assert watched.peak >= held > 2**25

@@ -44,12 +44,13 @@ class OnePassAttention(AttnProcessor2_0):
         text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         q, k, v = attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)
         mixed = self._passes.attention(q, k, v, attn.heads, attn.scale)
-        return attn.to_out[1](attn.to_out[0](mixed)) / attn.rescale_output_factor
+        return attn.to_out[1](attn.to_out[0](mixed))
 
 
 def _plain(attn: Attention) -> bool:
     norms = attn.group_norm, attn.spatial_norm, attn.norm_q, attn.norm_k, attn.norm_cross
-    return not any(norms) and not attn.residual_connection
+    others = attn.residual_connection, attn.rescale_output_factor != 1
+    return all(norm is None for norm in norms) and not any(others)
 
 
 def shorten(unet: Any, passes: Passes) -> None:

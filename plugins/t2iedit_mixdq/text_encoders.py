@@ -5,6 +5,7 @@ some fifty times as large as all others, in each of its layers. So each layer ta
 it from a table, as the UNet's text layers do, and quantises the rest.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +114,9 @@ def write_text_encoders(model: Model, folder: Path) -> set[str]:
     readings = read(model)
     for name, transformer in clip_encoders(model).items():
         write_shards(encoder_tensors(transformer, readings[name]), folder / name)
-        transformer.config.save_pretrained(folder / name)
+        config = copy.deepcopy(transformer.config)
+        config.architectures = [type(transformer).__name__]
+        config.save_pretrained(folder / name)
     return set(readings)
 
 
