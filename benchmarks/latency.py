@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from common import Failed, Process, limit_memory, not_measured, row, save, serve, show
 from t2iedit_mixdq.architectures import example_inputs
-from unets import LOUD, QUANTISED, load, prepare, products
+from unets import LOUD, QUANTISED, channels_last, load, prepare, products
 
 METRIC, LOAD, SPEEDUP = "seconds a step", "seconds to load", "times the reference"
 REFERENCE = "eager channels_last"
@@ -177,8 +177,7 @@ def prepared(args: argparse.Namespace, unet: Any, inputs: dict[str, Any]) -> Any
     if name.startswith("openvino"):
         return openvino_step(unet, inputs, int8=name.endswith("int8"), threads=args.threads)
     if name != "eager":
-        # torch's own `to`: that of diffusers warns of what does not apply here.
-        torch.nn.Module.to(unet, memory_format=torch.channels_last)
+        channels_last(unet)
         inputs["sample"] = inputs["sample"].contiguous(memory_format=torch.channels_last)
     if name == "compiled frozen":
         import torch._inductor.config as inductor

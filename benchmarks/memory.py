@@ -20,7 +20,7 @@ import torch
 from common import Failed, Process, limit_memory, not_measured, row, save, serve, show
 from t2iedit_mixdq.architectures import example_inputs
 from t2iedit_mixdq.memory import Watched, taken
-from unets import QUANTISED, load, prepare
+from unets import QUANTISED, channels_last, load, prepare
 
 PEAK, REST = "bytes at the peak of a step", "bytes at rest"
 LOADING, LOAD = "bytes at the peak of loading", "seconds to load"
@@ -113,7 +113,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     with Watched(device) as loading:
         begin = time.perf_counter()
         unet = load(path, args.one, args.device, half)
-        torch.nn.Module.to(unet, memory_format=torch.channels_last)
+        channels_last(unet)
         seconds = time.perf_counter() - begin
     settle()
     rest = taken(device) - loading.start

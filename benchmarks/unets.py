@@ -82,3 +82,9 @@ def load(path: Path, name: str, device: str, dtype: torch.dtype) -> Any:
         unet: Any = UNet2DConditionModel.from_pretrained(path, dtype=dtype, disable_mmap=True)
         return unet.to(device).eval().requires_grad_(False)
     return load_unet(path, torch.device(device), dtype)
+
+
+def channels_last(unet: Any) -> None:
+    """In place, by torch's own `to`: that of diffusers warns of what does not apply here."""
+    to: Any = torch.nn.Module.to
+    to(unet, memory_format=torch.channels_last)

@@ -148,10 +148,10 @@ def execute_layer(
     kernels, reasons = [], []
     for part, delta in zip(split_channels(integers, layer.split), scheme.delta, strict=True):
         form = geometry.with_inputs(part.shape[1]) if layer.split else geometry
-        there = (
-            None if t is None else t.to(tools.device) for t in (part, delta, scheme.multipliers)
-        )
-        part, delta, multipliers = there
+        multipliers = scheme.multipliers
+        if multipliers is not None:
+            multipliers = multipliers.to(tools.device)
+        part, delta = part.to(tools.device), delta.to(tools.device)
         weights = Weights(part, scheme.weight_bits, delta, form, multipliers)
         kernel, reason = tools.kernel(weights, whole_inputs=not scheme.grids)
         kernels.append(kernel)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import grad
 
 from t2iedit_mixdq.bos import BosRows
 from t2iedit_mixdq.quantizers import BITS, fake_affine
@@ -126,7 +127,7 @@ def weight_gradient(
     if isinstance(module, nn.Linear):
         return gradient.flatten(0, -2).T @ x.flatten(0, -2)
     form = module.stride, module.padding, module.dilation, module.groups
-    return nn.grad.conv2d_weight(x, weight.shape, gradient, *form)
+    return grad.conv2d_weight(x, weight.shape, gradient, *form)
 
 
 def input_gradient(
@@ -136,7 +137,7 @@ def input_gradient(
     if isinstance(module, nn.Linear):
         return gradient @ weight
     form = module.stride, module.padding, module.dilation, module.groups
-    return nn.grad.conv2d_input(x.shape, weight, gradient, *form)
+    return grad.conv2d_input(x.shape, weight, gradient, *form)
 
 
 def weight_error(weight: Tensor, scheme: Scheme, split: int) -> Float[Tensor, "out ..."]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from diffusers.models.activations import GEGLU
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 
 from t2iedit_mixdq.kernels.native import Passes
@@ -30,7 +30,7 @@ class OnePassAttention(AttnProcessor2_0):
 
     def __call__(
         self,
-        attn: Attention,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -47,7 +47,7 @@ class OnePassAttention(AttnProcessor2_0):
         return attn.to_out[1](attn.to_out[0](mixed))
 
 
-def _plain(attn: Attention) -> bool:
+def _plain(attn: Any) -> bool:
     norms = attn.group_norm, attn.spatial_norm, attn.norm_q, attn.norm_k, attn.norm_cross
     others = attn.residual_connection, attn.rescale_output_factor != 1
     return all(norm is None for norm in norms) and not any(others)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from t2iedit_mixdq.packing import pack, unpack
 from t2iedit_mixdq.quantizers import Affine, multiplied
 
+Pair = tuple[int, int]
+
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
@@ -17,9 +19,9 @@ class Geometry:
 
     kind: Literal["linear", "conv"]
     shape: tuple[int, ...]
-    stride: tuple[int, ...] = (1, 1)
-    padding: tuple[int, ...] = (0, 0)
-    dilation: tuple[int, ...] = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
     groups: int = 1
 
     def with_inputs(self, channels: int) -> "Geometry":
@@ -44,11 +46,16 @@ def geometry_of(module: nn.Module) -> Geometry | None:
     return Geometry(
         "conv",
         tuple(module.weight.shape),
-        tuple(module.stride),
-        tuple(module.padding),
-        tuple(module.dilation),
+        _pair(module.stride),
+        _pair(module.padding),
+        _pair(module.dilation),
         module.groups,
     )
+
+
+def _pair(sizes: tuple[int, ...]) -> Pair:
+    high, wide = sizes
+    return high, wide
 
 
 @dataclass(frozen=True, slots=True)
