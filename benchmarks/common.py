@@ -1,11 +1,13 @@
 """What the benchmarks share: rows, their file, and one process for each baseline."""
 
 import json
+import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +64,84 @@ def not_measured(name: str, metric: str, why: str) -> dict[str, Any]:
     }
 
 
-def in_own_process(script: str, arguments: Sequence[str], name: str, metric: str) -> list[dict]:
-    """The rows that the script prints as JSON when it runs one baseline, or one row that says why there are none."""
-    command = [sys.executable, script, "--one", name, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
-    reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ""
-    return [not_measured(name, metric, reason or f"it ended with {done.returncode}")]
+class Failed(Exception):
+    """A baseline's process ended before its time; the message says how."""
+
+
+class Process:
+    """A baseline in a process of its own, which says when it is ready and then answers each question with JSON.
+
+    Several can be alive at once and be asked in turn, so that what is compared is measured in the same minute.
+    """
+
+    def __init__(self, script: str, arguments: Sequence[str], name: str) -> None:
+        command = [sys.executable, script, "--one", name, *arguments]
+        # Threads that wait must not spin while another process is being timed.
+        quiet = os.environ | {"OMP_WAIT_POLICY": "passive"}
+        pipe = subprocess.PIPE
+        self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=quiet)
+        self.ready = self._answer()
+
+    def ask(self) -> Any:
+        """One more answer. Raises `Failed`."""
+        assert self._child.stdin is not None
+        try:
+            print(file=self._child.stdin, flush=True)
+        except OSError as error:
+            raise self._failure() from error
+        return self._answer()
+
+    def end(self) -> None:
+        assert self._child.stdin is not None
+        self._child.stdin.close()
+        self._child.wait()
+
+    def _answer(self) -> Any:
+        assert self._child.stdout is not None
+        line = self._child.stdout.readline()
+        if not line:
+            raise self._failure()
+        answer = json.loads(line)
+        if isinstance(answer, dict) and "failed" in answer:
+            self._child.wait()
+            raise Failed(answer["failed"])
+        return answer
+
+    def _failure(self) -> Failed:
+        code = self._child.wait()
+        if code == -9:
+            return Failed("it does not fit this machine's memory: the system ended it")
+        return Failed(f"its process ended with {code}")
+
+
+def serve(begin: Callable[[], tuple[Any, Callable[[], Any]]]) -> None:
+    """The other end of a `Process`: begin, say what there is to say, then answer until nobody asks any more.
+
+    Whatever libraries print goes to stderr.
+    """
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(value: Any) -> None:
+        print(json.dumps(value), file=channel, flush=True)
+
+    try:
+        told, answer = begin()
+        say(told)
+        for _ in sys.stdin:
+            say(answer())
+    except MemoryError:
+        say({"failed": "it does not fit the memory that a process may have here"})
+    # A baseline may fail in ways of its own, and all that counts is that this one has no number.
+    except Exception as error:
+        say({"failed": " ".join(f"{type(error).__name__}: {error}".split())[:160]})
+
+
+def limit_memory(gibibytes: float | None) -> None:
+    """No more than this for this process, so that a baseline that needs more fails alone."""
+    if gibibytes is not None:
+        most = int(gibibytes * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def save(name: str, rows: Sequence[dict], settings: dict[str, Any]) -> None:
@@ -92,13 +164,18 @@ def show(rows: Sequence[dict]) -> None:
     for entry in rows:
         value = f"{entry['value']:.4g}" if entry["value"] is not None else "not measured"
         spread = f"{entry['low']:.4g} .. {entry['high']:.4g}" if entry["n"] else entry["why"]
-        print(f"{entry['name']:28} {entry['metric']:34} {value:>14}   {spread}")
+        print(f"{entry['name']:28} {entry['metric']:34} {value:>14}   {spread}", flush=True)
 
 
 def _processor() -> str:
+    """The model's name, and which of the instructions that matter here it has."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+    if not info.exists():
+        return platform.processor()
+    facts: dict[str, str] = {}
+    for line in info.read_text().splitlines():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    flags = facts.get("flags", "").split()
+    known = ("avx2", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+    return f"{facts.get('model name', platform.processor())} ({' '.join(flag for flag in known if flag in flags)})"

@@ -1,17 +1,18 @@
-"""Seconds of one UNet step, quantised against the best that others make of the same machine, one process for each.
+"""Seconds of one UNet step, quantised against the best that others make of the same machine.
 
     python benchmarks/latency.py --architecture sdxl --size 512
     python benchmarks/latency.py --architecture sd15 --size 512
     python benchmarks/latency.py --quick
 
-True architectures, random weights. The last rows are ratios to the best 16-bit baseline of torch.
+True architectures, random weights. Each baseline has a process of its own and takes turns with the reference, torch's
+eager bfloat16 in channels_last, so that each ratio is of two steps of the same seconds. A baseline that fails, or does
+not fit `--memory`, is recorded as such. The last rows say how far arithmetic alone lets eight bits go on this machine.
 """
 
 # The other engines are optional.
 # pyright: reportMissingImports=false
 
 import argparse
-import json
 import tempfile
 import time
 from importlib.util import find_spec
@@ -19,59 +20,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import in_own_process, not_measured, row, save, show
+from common import Failed, Process, limit_memory, not_measured, row, save, serve, show
 from t2iedit_mixdq.architectures import example_inputs
-from unets import QUANTISED, load, prepare
+from unets import LOUD, QUANTISED, channels_last, load, prepare, products
 
-METRIC = "seconds a step"
-SIXTEEN_BITS = ("eager", "eager channels_last", "compiled channels_last")
+METRIC, LOAD, SPEEDUP = "seconds a step", "seconds to load", "times the reference"
+REFERENCE = "eager channels_last"
+SIXTEEN_BITS = ("eager", REFERENCE, "compiled channels_last", "compiled frozen")
 OTHERS = {
     "torchao int8 dynamic": "torchao",
     "sdnq int8": "sdnq",
     "openvino bf16": "openvino",
     "openvino int8": "nncf",
 }
-BASELINES = (*SIXTEEN_BITS, *QUANTISED, *OTHERS)
+PEAKS = "peaks of this machine"
+BASELINES = (REFERENCE, *(b for b in SIXTEEN_BITS if b != REFERENCE), *QUANTISED, *OTHERS)
 
 
 def main() -> None:
     args = arguments()
     if args.one:
-        print(json.dumps(measure(args)))
+        limit_memory(args.memory)
+        serve(lambda: begin(args))
         return
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
-        folder = Path(scratch)
-        wanted = args.only or BASELINES
+        folder = Path(args.folder or scratch)
+        wanted = [name for name in BASELINES if name in (args.only or BASELINES)]
         for name in ("plain", *(name for name in QUANTISED if name in wanted)):
             prepare(folder, args.architecture, name)
-        passed = [
-            "--architecture",
-            args.architecture,
-            "--size",
-            str(args.size),
-            "--folder",
-            scratch,
-        ]
-        passed += [
-            "--device",
-            args.device,
-            "--repeats",
-            str(args.repeats),
-            "--batch",
-            str(args.batch),
-        ]
-        rows = []
-        for name in wanted:
-            needed = OTHERS.get(name)
-            if needed and find_spec(needed) is None:
-                rows.append(not_measured(name, METRIC, f"{needed} is not installed"))
-            else:
-                rows += in_own_process(__file__, passed, name, METRIC)
-            show(rows[-1:])
-    rows += ratios(rows)
-    show(rows[-len(QUANTISED) :])
+        rows = compare(wanted, passed_on(args, folder), args.repeats)
+        rows += best_ratios(rows)
+        rows += roofline(args, folder, rows)
     if not args.quick:
-        save(f"latency-{args.architecture}-{args.size}-{args.device}", rows, vars(args))
+        batch = f"-batch{args.batch}" if args.batch > 1 else ""
+        save(f"latency-{args.architecture}-{args.size}-{args.device}{batch}", rows, vars(args))
 
 
 def arguments() -> argparse.Namespace:
@@ -80,29 +62,107 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=512, help="of the picture, in pixels")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", nargs="*", choices=BASELINES)
+    parser.add_argument("--memory", type=float, metavar="GIB", help="the most a process may take")
     parser.add_argument("--quick", action="store_true", help="a tiny UNet, two repeats, no file")
     parser.add_argument("--scratch", help="where the UNets are put meanwhile")
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help="where prepared UNets lie and stay")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick:
         args.architecture, args.size, args.repeats = "tiny", 64, 2
+        args.only = args.only or [*SIXTEEN_BITS[:2], *QUANTISED, *OTHERS]
     return args
 
 
+def passed_on(args: argparse.Namespace, folder: Path) -> list[str]:
+    """The command line of a baseline's process."""
+    words = ["--folder", str(folder)]
+    for name in ("architecture", "size", "batch", "device", "threads", "memory"):
+        if getattr(args, name) is not None:
+            words += [f"--{name}", str(getattr(args, name))]
+    return words
+
+
+def compare(wanted: list[str], arguments: list[str], repeats: int) -> list[dict[str, Any]]:
+    """Every baseline's rows, each measured in turn with the reference."""
+    reference = Process(__file__, arguments, REFERENCE)
+    own: list[float] = []
+    rows: list[dict[str, Any]] = []
+    for name in wanted:
+        if name != REFERENCE:
+            rows += paired(reference, own, name, arguments, repeats)
+    own += [reference.ask() for _ in range(repeats if not own else 0)]
+    reference.end()
+    first = [row(REFERENCE, METRIC, own), row(REFERENCE, LOAD, [reference.ready["loaded"]])]
+    show(first)
+    return [*first, *rows]
+
+
+def paired(
+    reference: Process, own: list[float], name: str, arguments: list[str], repeats: int
+) -> list[dict[str, Any]]:
+    """One baseline's rows; the reference's times are added to `own`."""
+    needed = OTHERS.get(name)
+    if needed and find_spec(needed) is None:
+        rows = [not_measured(name, METRIC, f"{needed} is not installed")]
+        show(rows)
+        return rows
+    try:
+        process = Process(__file__, arguments, name)
+        pairs = [(reference.ask(), process.ask()) for _ in range(repeats)]
+        process.end()
+    except Failed as error:
+        rows = [not_measured(name, METRIC, str(error))]
+        show(rows)
+        return rows
+    own += [before for before, _ in pairs]
+    rows = [
+        row(name, METRIC, [after for _, after in pairs]),
+        row(name, SPEEDUP, [before / after for before, after in pairs]),
+        row(name, LOAD, [process.ready["loaded"]]),
+        row(name, "seconds of the first step", [process.ready["first"]]),
+    ]
+    show(rows)
+    return rows
+
+
+def best_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each quantised UNet against the best 16-bit baseline of torch, by their ratios to the reference."""
+    speedups = {r["name"]: r for r in rows if r["metric"] == SPEEDUP and r["value"]}
+    sixteen = {name: speedups[name]["value"] for name in SIXTEEN_BITS if name in speedups}
+    best = max(1.0, *sixteen.values()) if sixteen else 1.0
+    which = next((name for name, value in sixteen.items() if value == best), REFERENCE)
+    made = []
+    for name in QUANTISED:
+        if name in speedups:
+            three = [speedups[name][key] / best for key in ("low", "value", "high")]
+            made.append(row(name, f"times the best 16 bits ({which})", three) | {"n": 1})
+    show(made)
+    return made
+
+
 @torch.no_grad()
-def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Start-up and step times of one baseline, in this process."""
-    begin = time.perf_counter()
+def begin(args: argparse.Namespace) -> tuple[dict[str, float], Any]:
+    """Load and warm up one baseline, and the function that times a step."""
+    torch.set_num_threads(args.threads)
+    if args.one == PEAKS:
+        return {}, lambda: peaks(args)
+    start = time.perf_counter()
     unet = build(args)
-    loaded = time.perf_counter() - begin
+    loaded = time.perf_counter() - start
     inputs = example_inputs(unet, args.size // 8, args.batch)
-    step = prepared(args.one, unet, inputs)
-    step()
-    times = [timed(step, args.device) for _ in range(args.repeats)]
-    return [row(args.one, METRIC, times), row(args.one, "seconds to load", [loaded])]
+    text = inputs["encoder_hidden_states"].normal_()
+    inputs["sample"].normal_()
+    # The BOS row is the one that the quantised UNets were made with.
+    text[:, 0] = 0
+    text[:, 0, 0] = LOUD
+    step = prepared(args, unet, inputs)
+    first = timed(step, args.device)
+    timed(step, args.device)
+    return {"loaded": loaded, "first": first}, lambda: timed(step, args.device)
 
 
 def build(args: argparse.Namespace) -> Any:
@@ -111,43 +171,58 @@ def build(args: argparse.Namespace) -> Any:
     return load(Path(args.folder) / f"{args.architecture}-{name}", name, args.device, half)
 
 
-def prepared(name: str, unet: Any, inputs: dict[str, Any]) -> Any:
+def prepared(args: argparse.Namespace, unet: Any, inputs: dict[str, Any]) -> Any:
     """What to call for one step."""
-    if "channels_last" in name or name in QUANTISED:
-        unet = unet.to(memory_format=torch.channels_last)
+    name = args.one
+    if name.startswith("openvino"):
+        return openvino_step(unet, inputs, int8=name.endswith("int8"), threads=args.threads)
+    if name != "eager":
+        channels_last(unet)
         inputs["sample"] = inputs["sample"].contiguous(memory_format=torch.channels_last)
-    if name.startswith("compiled"):
-        unet = torch.compile(unet)
+    if name == "compiled frozen":
+        import torch._inductor.config as inductor
+
+        inductor.freezing = True
     if name == "torchao int8 dynamic":
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
         quantize_(unet, Int8DynamicActivationInt8WeightConfig())
-        unet = torch.compile(unet)
     if name == "sdnq int8":
         from sdnq import sdnq_post_load_quant
 
         unet = sdnq_post_load_quant(
             unet, weights_dtype="int8", use_quantized_matmul=True, quant_conv=True
         )
-    if name.startswith("openvino"):
-        return openvino_step(unet, inputs, int8=name.endswith("int8"))
-    return lambda: unet(**inputs, return_dict=False)[0]
+    if name.startswith(("compiled", "torchao")):
+        unet = torch.compile(unet)
+
+    def step() -> Any:
+        with torch.no_grad():
+            return unet(**inputs, return_dict=False)[0]
+
+    return step
 
 
-def openvino_step(unet: Any, inputs: dict[str, Any], *, int8: bool) -> Any:
+def openvino_step(unet: Any, inputs: dict[str, Any], *, int8: bool, threads: int) -> Any:
+    """The UNet in OpenVINO; `int8` as NNCF quantises it from one sample."""
     import openvino
 
-    unet, inputs = unet.float(), {k: floats(v) for k, v in inputs.items()}
+    if int8:
+        # NNCF looks at float32 weights.
+        unet, inputs = unet.float(), {key: floats(value) for key, value in inputs.items()}
     model = openvino.convert_model(unet, example_input=inputs)
+    values = flat(inputs)
+    model.reshape(
+        {port: value.shape for port, value in zip(model.inputs, values, strict=True)}  # static
+    )
     if int8:
         import nncf
 
-        calibration = nncf.Dataset(
-            [{port.any_name: value for port, value in zip(model.inputs, flat(inputs), strict=True)}]
-        )
-        model = nncf.quantize(model, calibration, subset_size=1)
-    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
-    values = flat(inputs)
+        names = [port.any_name for port in model.inputs]
+        sample = nncf.Dataset([dict(zip(names, values, strict=True))])
+        model = nncf.quantize(model, sample, subset_size=1)
+    settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": threads}
+    compiled = openvino.compile_model(model, "CPU", settings)
     return lambda: compiled(values)
 
 
@@ -156,35 +231,80 @@ def floats(value: Any) -> Any:
 
 
 def flat(inputs: dict[str, Any]) -> list[Any]:
-    values = []
-    for value in inputs.values():
-        values += (
-            [v.numpy() for v in value.values()] if isinstance(value, dict) else [value.numpy()]
-        )
-    return values
+    """The inputs in their order, as float32 arrays."""
+    nested = (v.values() if isinstance(v, dict) else [v] for v in inputs.values())
+    return [value.float().numpy() for values in nested for value in values]
 
 
 def timed(step: Any, device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
-    begin = time.perf_counter()
+    start = time.perf_counter()
     step()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    return time.perf_counter() - start
 
 
-def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How many times faster than the best 16-bit baseline of torch each quantised UNet is."""
+@torch.no_grad()
+def peaks(args: argparse.Namespace) -> dict[str, float]:
+    """The most multiplications and additions a second, in 16 bits and in 8, and bytes a second."""
+    half = torch.float16 if args.device == "cuda" else torch.bfloat16
+    n = 4096 if args.device == "cuda" else 2048
+    x = torch.randn(n, n, device=args.device).to(half)
+    quick = min(timed(lambda: x @ x, args.device) for _ in range(5))
+    integers = torch.randint(-127, 128, (n, n), dtype=torch.int8, device=args.device)
+    if args.device == "cuda":
+        whole = min(timed(lambda: torch._int_mm(integers, integers), "cuda") for _ in range(5))
+    else:
+        whole = int8_seconds(integers)
+    big = torch.empty(2**28, dtype=torch.uint8, device=args.device)
+    copy = min(timed(lambda: big.clone(), args.device) for _ in range(3))
+    return {"16": 2 * n**3 / quick, "8": 2 * n**3 / whole, "bytes": 2 * len(big) / copy}
+
+
+def int8_seconds(integers: torch.Tensor) -> float:
+    """One product by oneDNN."""
+    onednn: Any = torch.ops.onednn
+    steps, n = torch.ones(len(integers)), len(integers)
+    weight = onednn.qlinear_prepack(integers, None)
+    q, zeros = integers.view(torch.uint8), torch.zeros(n, dtype=torch.int32)
+    given = q, 1.0, 0, weight, steps, zeros, None, 1.0, 0, torch.bfloat16, "none", [], ""
+    return min(timed(lambda: onednn.qlinear_pointwise(*given), "cpu") for _ in range(5))
+
+
+def roofline(
+    args: argparse.Namespace, folder: Path, rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What the arithmetic of one step takes at this machine's peaks, and the ratio that no 8 bits can exceed there.
+
+    Attention is never quantised, so it takes the same on both sides.
+    """
+    name = "roofline"
+    process = Process(__file__, passed_on(args, folder), PEAKS)
+    found = [process.ask() for _ in range(3)]
+    process.end()
+    best = {key: max(one[key] for one in found) for key in found[0]}
+    layers, attention = products(args.architecture, args.size // 8, args.batch)
+    half = (layers + attention) / best["16"]
+    eight = layers / best["8"] + attention / best["16"]
     steps = {r["name"]: r["value"] for r in rows if r["metric"] == METRIC and r["value"]}
-    best = min((steps[name] for name in SIXTEEN_BITS if name in steps), default=None)
-    metric = "times the best 16 bits"
-    return [
-        row(name, metric, [best / steps[name]])
-        if best and name in steps
-        else not_measured(name, metric, "a side of the ratio is missing")
-        for name in QUANTISED
+    made = [
+        row(name, "16-bit operations a second", [one["16"] for one in found]),
+        row(name, "8-bit operations a second", [one["8"] for one in found]),
+        row(name, "bytes a second", [one["bytes"] for one in found]),
+        row(name, "operations of layers", [layers]),
+        row(name, "operations of attention", [attention]),
+        row(name, "seconds at least, 16 bits", [half]),
+        row(name, "seconds at least, W8A8", [eight]),
+        row(name, "times 16 bits at most", [half / eight]),
     ]
+    for measured in (REFERENCE, "mixdq-w8a8"):
+        if measured in steps:
+            least = half if measured == REFERENCE else eight
+            made.append(row(measured, "share of the roofline", [least / steps[measured]]))
+    show(made)
+    return made
 
 
 if __name__ == "__main__":

@@ -6,16 +6,19 @@
     python benchmarks/quantization.py --quick
 
 Each row is quantised into a folder, opened packed and run on the same prompts and seeds: similarity (SSIM) and signal to
-noise (SQNR) to the floating-point model, the share of prompts that the detector finds fulfilled, true bits, bytes, and
-seconds a picture. With `--outlier` the text embedding gets channels that are 800 in BOS rows and 0 elsewhere, which the
+noise (SQNR) to the floating-point model, the share of prompts that the detector finds fulfilled and how it differs from
+that model's on the same prompts, true bits, bytes, and seconds a picture, taken in turn with that model. Then the rows
+that go beyond the paper, and what the edits do on the packed model. With `--outlier` the text embedding gets channels that are 800 in BOS rows and 0 elsewhere, which the
 widened `to_k` and `to_v` multiply by zero: the floating-point model is unchanged, and rows are simulated.
 """
 
 import argparse
 import math
+import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,18 +29,21 @@ import torch
 from common import row, save, show
 from diffusers import UNet2DConditionModel
 from PIL.Image import Image
+from t2iedit_decor import Decor
 from t2iedit_mixdq.calibration import Settings
 from t2iedit_mixdq.checkpoint import load_unet, read_schemes, write_model
 from t2iedit_mixdq.prompts import SHAPES
 from t2iedit_mixdq.quantising import Quantising, Wish
 from t2iedit_mixdq.recipe import mean_bits
 from t2iedit_mixdq.report import float_bytes, static_bytes
+from t2iedit_mixdq.saturation import TextClipped
 from t2iedit_mixdq.sensitivity import Bench, sqnr, ssim
 from t2iedit_mixdq.wiring import survey
+from t2iedit_zero import T2IZero
 
 import t2iedit
 from t2iedit.shapes.detector import detect
-from t2iedit.shapes.scoring import score, wilson
+from t2iedit.shapes.scoring import Z, score, wilson
 from t2iedit.shapes.tasks import Task, make_tasks
 from t2iedit.testing import tiny_pipeline
 
@@ -50,8 +56,29 @@ ROWS: dict[str, tuple[Wish, bool]] = {
     "W4A8": (Wish(4, 8), True),
     "W4A16": (Wish(4, 16), True),
     "W3.66A16": (Wish(3.66, 16), True),
+    "W4A8, second derivatives": (Wish(4, 8, hessian=True), True),
+    "W4A8, FlexRound": (Wish(4, 8, flexround=True), True),
+    "W4A8, groups of 64": (Wish(4, 8, group=64), True),
+    "W4A8, FlexRound, groups": (Wish(4, 8, flexround=True, group=64), True),
+    "W8A8, text encoders too": (Wish(8, 8, text_encoders=True), True),
 }
-"""Each row's wish, and whether BOS rows are left alone."""
+"""Each row's wish, and whether BOS rows are left alone; the last five go beyond the paper."""
+ABLATION = tuple(ROWS)[:4]
+"""The rows of the paper's ablation, which is what outliers are for."""
+EDITS = {
+    "decor": Decor(undesired=["a red circle"], alpha=0.5),
+    "t2i_zero": T2IZero(concepts=["circle"]),
+}
+"""Edits that are tried on a packed model, with prompts that have a circle."""
+TIMED = 8
+"""Pictures that are timed in turn."""
+QUICK = [
+    "naive W8A8",
+    "+ BOS-aware",
+    "W4A16",
+    "W4A8, second derivatives",
+    "W8A8, text encoders too",
+]
 OUTLIERS = 4
 """Channels appended to the text embedding with `--outlier`."""
 
@@ -66,6 +93,7 @@ class Work:
     tasks: list[Task]
     folder: Path
     references: list[Image]
+    right: list[bool]
     bench: Bench
 
 
@@ -75,19 +103,21 @@ def main() -> None:
     tasks = make_tasks(args.n, Random(0))
     settings = Settings(SHAPES[: args.calibration], steps=args.steps)
     with tempfile.TemporaryDirectory() as scratch:
-        begin = time.perf_counter()
         references = pictures(model, tasks, args.steps)
-        seconds = (time.perf_counter() - begin) / len(tasks)
         judged = replace(settings, prompts=settings.prompts[: args.judges])
         bench = Bench(model, judged, {})
-        work = Work(args, model, settings, tasks, Path(scratch), references, bench)
-        rows = accuracy("floating point", tasks, references)
-        rows += [row("floating point", "seconds a picture", [seconds])]
+        right = fulfilled(tasks, references)
+        work = Work(args, model, settings, tasks, Path(scratch), references, right, bench)
+        rows = [accuracy("floating point", right)]
         layers = survey(model.denoiser)
         rows += [row("floating point", "bytes", [float_bytes(layers, model.denoiser)])]
         show(rows)
-        for name in args.only or ROWS:
+        for name in args.only or (ABLATION if args.outlier else ROWS):
             made = measure(work, name)
+            show(made)
+            rows += made
+        if not args.outlier:
+            made = edited(work)
             show(made)
             rows += made
     if not args.quick:
@@ -108,7 +138,7 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.quick:
         args.n, args.steps, args.judges, args.calibration = 1, 1, 1, 2
-        args.only = args.only or ["naive W8A8", "+ BOS-aware", "W4A16"][: 2 if args.outlier else 3]
+        args.only = args.only or QUICK[: 2 if args.outlier else None]
     return args
 
 
@@ -160,35 +190,80 @@ def measure(work: Work, name: str) -> list[dict[str, Any]]:
         row(name, "bits of inputs", [mean_bits(recipe.activations, layers, "inputs")]),
     ]
     if work.args.outlier:
-        bench = Bench(
-            work.model, replace(settings, prompts=work.bench.settings.prompts), job.ranges
-        )
+        judged = replace(settings, prompts=work.bench.settings.prompts)
+        bench = Bench(work.model, judged, job.ranges, wish.group)
         schemes = {n: bench.scheme(n, *recipe.of(n)) for n in layers}
         with bench.quantised(schemes):
             images = pictures(work.model, work.tasks, work.args.steps)
             rows += [row(name, "SQNR in dB", [bench.signal()])]
         return rows + compared(name, work, images)
-    folder = work.folder / name.replace(" ", "-")
-    write_model(work.model, recipe, job.ranges, folder)
+    folder = work.folder / name.replace(" ", "-").replace(",", "")
+    write_model(work.model, recipe, job.found(recipe), folder)
     packed = t2iedit.open_model(folder, dtype=work.model.dtype)
-    begin = time.perf_counter()
     images = pictures(packed, work.tasks, work.args.steps)
-    seconds = (time.perf_counter() - begin) / len(images)
     with swapped(work.model, packed.denoiser):
         rows += [row(name, "SQNR in dB", [work.bench.signal()])]
     rows += [
         row(name, "agreement with simulation in dB", [agreement(work, folder, recipe, layers)])
     ]
-    rows += [row(name, "bytes", [static_bytes(packed.denoiser)])]
-    return [*rows, row(name, "seconds a picture", [seconds]), *compared(name, work, images)]
+    rows += [row(name, "bytes", [static_bytes(packed.denoiser)]), *seconds(name, work, packed)]
+    return [*rows, *compared(name, work, images)]
+
+
+def seconds(name: str, work: Work, packed: t2iedit.Model) -> list[dict[str, Any]]:
+    """Both models paint the same pictures in turn, after one each that is not counted."""
+    pairs = []
+    for index in range(-1, min(TIMED, len(work.tasks))):
+        task = work.tasks[max(index, 0)]
+        pair = [timed(model, task, work.args.steps) for model in (work.model, packed)]
+        if index >= 0:
+            pairs.append(pair)
+    return [
+        row(name, "seconds a picture", [quantised for _, quantised in pairs]),
+        row(name, "seconds a picture, floating point", [whole for whole, _ in pairs]),
+        row(name, "times as fast", [whole / quantised for whole, quantised in pairs]),
+    ]
+
+
+def timed(model: t2iedit.Model, task: Task, steps: int | None) -> float:
+    begin = time.perf_counter()
+    pictures(model, [task], steps)
+    return time.perf_counter() - begin
 
 
 def compared(name: str, work: Work, images: list[Image]) -> list[dict[str, Any]]:
     pairs = zip(work.references, images, strict=True)
+    right = fulfilled(work.tasks, images)
     return [
         row(name, "SSIM", [ssim(reference, image) for reference, image in pairs]),
-        *accuracy(name, work.tasks, images),
+        accuracy(name, right),
+        difference(name, work.right, right),
     ]
+
+
+def edited(work: Work) -> list[dict[str, Any]]:
+    """What each edit does to pictures on the whole model, and how near the packed model comes to that."""
+    job = Quantising(work.model, Wish(8, 8), work.settings, work.folder / "work")
+    recipe = job.recipe()
+    folder = work.folder / "edited"
+    write_model(work.model, recipe, job.found(recipe), folder)
+    packed = t2iedit.open_model(folder, dtype=work.model.dtype)
+    tasks = [task for task in work.tasks if "circle" in task.prompt][:TIMED] or work.tasks[:1]
+    rows = []
+    for name, edit in EDITS.items():
+        edits = [edit] if "circle" in tasks[0].prompt else []
+        plain = pictures(work.model, tasks, work.args.steps)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            whole, small = (
+                pictures(model, tasks, work.args.steps, edits) for model in (work.model, packed)
+            )
+        clipped = [w for w in told if issubclass(w.category, TextClipped)]
+        for metric, other in (("SSIM to unedited", plain), ("SSIM packed to whole", small)):
+            values = [ssim(a, b) for a, b in zip(whole, other, strict=True)]
+            rows.append(row(f"W8A8 with {name}", metric, values))
+        rows.append(row(f"W8A8 with {name}", "prompts out of range", [len(clipped)]))
+    return rows
 
 
 @torch.no_grad()
@@ -197,7 +272,7 @@ def agreement(work: Work, folder: Path, recipe: Any, layers: Any) -> float:
     schemes = read_schemes(folder, recipe, layers)
     packed = load_unet(folder, work.model.device, work.model.dtype)
     values = []
-    for args, kwargs, _ in work.bench._calls:
+    for args, kwargs, _ in work.bench.calls:
         executed = packed(*args, **kwargs)[0]
         bench = replace_bos(work.bench, recipe.bos_aware)
         with bench.quantised(schemes):
@@ -221,22 +296,41 @@ def swapped(model: t2iedit.Model, unet: Any) -> Iterator[None]:
         model.pipeline.unet = before
 
 
-def pictures(model: t2iedit.Model, tasks: list[Task], steps: int | None) -> list[Image]:
+def pictures(
+    model: t2iedit.Model,
+    tasks: list[Task],
+    steps: int | None,
+    edits: Sequence[t2iedit.Edit] = (),
+) -> list[Image]:
     """One for each task, from the seed of its place."""
     return [
-        t2iedit.generate(model, t2iedit.Request(task.prompt, seeds=(index,), steps=steps)).image
+        t2iedit.generate(
+            model, t2iedit.Request(task.prompt, seeds=(index,), steps=steps, edits=edits)
+        ).image
         for index, task in enumerate(tasks)
     ]
 
 
-def accuracy(name: str, tasks: list[Task], images: list[Image]) -> list[dict[str, Any]]:
+def fulfilled(tasks: list[Task], images: list[Image]) -> list[bool]:
+    """Whether the detector finds what each prompt asks for."""
+    pairs = zip(tasks, images, strict=True)
+    return [score(detect(image), task.wanted).right for task, image in pairs]
+
+
+def accuracy(name: str, right: list[bool]) -> dict[str, Any]:
     """The share of prompts fulfilled, with Wilson's interval."""
-    right = [
-        score(detect(image), task.wanted).right for task, image in zip(tasks, images, strict=True)
-    ]
     low, high = wilson(sum(right), len(right))
     entry = row(name, "prompts right", [sum(right) / len(right)])
-    return [entry | {"n": len(right), "low": low, "high": high}]
+    return entry | {"n": len(right), "low": low, "high": high}
+
+
+def difference(name: str, before: list[bool], after: list[bool]) -> dict[str, Any]:
+    """How many more prompts are fulfilled than by the whole model on the same prompts, as a share; 95 % interval."""
+    apart = [int(b) - int(a) for a, b in zip(before, after, strict=True)]
+    mean = statistics.fmean(apart)
+    spread = Z * statistics.stdev(apart) / math.sqrt(len(apart)) if len(apart) > 1 else 1.0
+    entry = row(name, "prompts right, less whole", [mean])
+    return entry | {"n": len(apart), "low": mean - spread, "high": mean + spread}
 
 
 if __name__ == "__main__":

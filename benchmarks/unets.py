@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from t2iedit_mixdq.architectures import ARCHITECTURES, hollow
-from t2iedit_mixdq.checkpoint import load_unet, write_unet
+from t2iedit_mixdq.architectures import ARCHITECTURES, example_inputs, hollow
+from t2iedit_mixdq.checkpoint import Found, load_unet, write_unet
 from t2iedit_mixdq.recipe import Recipe, uniform
 from t2iedit_mixdq.wiring import survey
+from torch.utils.flop_counter import FlopCounterMode
 
 TINY = {
     "sample_size": 8,
@@ -21,6 +22,8 @@ TINY = {
     "attention_head_dim": 2,
 }
 CONFIGS = ARCHITECTURES | {"tiny": TINY}
+LOUD = 800
+"""What a BOS row holds in one channel, as CLIP's does."""
 QUANTISED = {"mixdq-w8a8": (8, 8), "mixdq-w4a8": (4, 8), "mixdq-w4a16": (4, 16)}
 
 
@@ -56,15 +59,32 @@ def prepare(folder: Path, architecture: str, name: str) -> Path:
         }
         recipe = Recipe(uniform(layers, weights), uniform(layers, activations))
         rows = torch.zeros(1, unet.config.cross_attention_dim)
-        rows[0, 0] = 800
-        write_unet(unet, recipe, ranges, rows, part)
+        rows[0, 0] = LOUD
+        write_unet(unet, recipe, Found(ranges), rows, part)
     part.rename(path)
     return path
+
+
+def products(architecture: str, size: int, batch: int) -> tuple[int, int]:
+    """Multiplications and additions of one step: those of linear and convolution layers, and those of attention."""
+    unet = hollow(CONFIGS[architecture])
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        unet(**example_inputs(unet, size, batch))
+    counts = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+    attention = sum(n for op, n in counts.items() if "bmm" in op or "attention" in op)
+    return sum(counts.values()) - attention, attention
 
 
 def load(path: Path, name: str, device: str, dtype: torch.dtype) -> Any:
     """The UNet of a prepared folder, ready to run."""
     if name == "plain":
-        unet: Any = UNet2DConditionModel.from_pretrained(path, dtype=dtype)
+        # Not mapped, so that what it takes is its own memory.
+        unet: Any = UNet2DConditionModel.from_pretrained(path, dtype=dtype, disable_mmap=True)
         return unet.to(device).eval().requires_grad_(False)
     return load_unet(path, torch.device(device), dtype)
+
+
+def channels_last(unet: Any) -> None:
+    """In place, by torch's own `to`: that of diffusers warns of what does not apply here."""
+    to: Any = torch.nn.Module.to
+    to(unet, memory_format=torch.channels_last)

@@ -8,15 +8,20 @@ import pytest
 import torch
 import yaml
 from t2iedit_decor import Decor
-from t2iedit_mixdq import MixDQ
+from t2iedit_mixdq import MixDQ, checkpoint
+from t2iedit_mixdq.architectures import example_inputs
 from t2iedit_mixdq.calibration import Settings, calibrate
-from t2iedit_mixdq.checkpoint import INDEX, load_unet, write_model
+from t2iedit_mixdq.checkpoint import Found, load_unet, write_model
 from t2iedit_mixdq.errors import QuantisedModelNotUsable, RecipeNotUsable
 from t2iedit_mixdq.execution import NO_VNNI, Executed
 from t2iedit_mixdq.kernels import onednn
 from t2iedit_mixdq.recipe import FILE, Recipe, read_bits, read_recipe, uniform
 from t2iedit_mixdq.report import layer_rows, measured_memory, static_bytes
+from t2iedit_mixdq.saturation import TextClipped
+from t2iedit_mixdq.sensitivity import sqnr
+from t2iedit_mixdq.shards import INDEX
 from t2iedit_mixdq.simulation import Simulated
+from t2iedit_mixdq.surroundings import OnePassAttention
 from t2iedit_mixdq.wiring import survey
 from t2iedit_zero import T2IZero
 
@@ -52,7 +57,7 @@ def case(request, tmp_path_factory):
     for bits in ((8, 8), (4, 8), (4, 16)):
         folder = tmp_path_factory.mktemp("mixdq") / "-".join(map(str, bits))
         recipe = Recipe(uniform(layers, bits[0]), uniform(layers, bits[1]))
-        write_model(model, recipe, ranges, folder, shard=20_000)
+        write_model(model, recipe, Found(ranges), folder, limit=20_000)
         folders[bits] = folder
     return model, layers, ranges, folders
 
@@ -168,7 +173,7 @@ def test_nothing_half_written_is_left(case, tmp_path):
     model, layers, _, _ = case
     recipe = Recipe(uniform(layers, 8), uniform(layers, 8))
     with pytest.raises(AssertionError):
-        write_model(model, recipe, {}, tmp_path / "out")
+        write_model(model, recipe, Found({}), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -191,7 +196,7 @@ def test_layers_left_whole_stay_whole(case, tmp_path):
     some = [name for name in layers if "attn2" in name] + ["conv_in", "conv_out"]
     weights = uniform(layers, 4, frozenset(some))
     recipe = Recipe(weights, uniform(layers, 8, frozenset(["conv_in"])))
-    write_model(model, recipe, ranges, tmp_path / "out")
+    write_model(model, recipe, Found(ranges), tmp_path / "out")
     unet = load_unet(tmp_path / "out", CPU, torch.float32)
     assert type(unet.conv_in) is torch.nn.Conv2d and isinstance(unet.conv_out, Simulated)
     assert torch.equal(unet.conv_in.weight, model.denoiser.conv_in.weight)
@@ -322,6 +327,44 @@ def test_options_say_bits_once():
     with pytest.raises(t2iedit.UserError, match="weights"):
         MixDQ(weights=3)
     assert MixDQ(weights="4").options.weights == 4
+
+
+def test_packed_model_warns_of_text_that_it_clips(case):
+    """There is no edit of ours in the chain that could look."""
+    packed = t2iedit.open_model(case[3][8, 8])
+
+    class Louder(t2iedit.Edit):
+        name = "louder_still"
+
+        def edit_embedding(self, embedding, run):
+            hidden = embedding.hidden.clone()
+            hidden[1:] *= 5
+            return embedding.with_hidden(hidden)
+
+    pixels(packed, steps=1)
+    with pytest.warns(TextClipped, match="calibrated for"):
+        pixels(packed, Louder(), steps=1)
+
+
+@torch.no_grad()
+def test_one_pass_surroundings_compute_what_those_of_diffusers_do(case, monkeypatch):
+    model, _, _, folders = case
+    plain = load_unet(folders[8, 8], CPU, torch.bfloat16)
+    monkeypatch.setattr(checkpoint, "LARGE", 0)
+    packed = t2iedit.open_model(folders[8, 8], dtype="bfloat16")
+    if not packed.denoiser.mixdq.tools.passes.passes.attends:
+        pytest.skip("this machine compiles no attention of its own")
+    kinds = {type(p) for p in packed.denoiser.attn_processors.values()}
+    assert kinds == {OnePassAttention}
+    inputs = example_inputs(plain, 8, batch=2)
+    text = inputs["encoder_hidden_states"]
+    text.copy_(0.3 * torch.randn(text.shape, generator=torch.Generator().manual_seed(0)))
+    inputs["sample"].copy_(torch.randn(inputs["sample"].shape))
+    assert sqnr(plain(**inputs)[0], packed.denoiser(**inputs)[0]) > 25
+    before = pixels(packed, steps=1)
+    zero = T2IZero(**T2IZero.example)
+    assert far(pixels(packed, zero, steps=1), before) > 0
+    assert far(pixels(packed, steps=1), before) == 0
 
 
 @pytest.mark.gpu

@@ -2,7 +2,6 @@
 
 import itertools
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -10,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from t2iedit_mixdq.bos import BosLookup, BosRows, BosTable
 from t2iedit_mixdq.calibration import make_scheme
-from t2iedit_mixdq.execution import NO_VNNI, Workshop, execute_layer, workshop
+from t2iedit_mixdq.execution import NO_VNNI, execute_layer, workshop
 from t2iedit_mixdq.kernels import onednn
-from t2iedit_mixdq.kernels.base import geometry_of
+from t2iedit_mixdq.kernels.base import Weights, geometry_of
 from t2iedit_mixdq.kernels.int_mm import IntMm, fits
+from t2iedit_mixdq.kernels.native import Passes, Remembered, passes
+from t2iedit_mixdq.memory import Watched, taken
 from t2iedit_mixdq.packing import pack, packed_size, unpack
-from t2iedit_mixdq.quantizers import observed_ranges, quantize_affine
+from t2iedit_mixdq.quantizers import observed_ranges
 from t2iedit_mixdq.schemes import integer_weight, split_channels
 from t2iedit_mixdq.simulation import Simulated, simulate
 from t2iedit_mixdq.wiring import Layer, survey
@@ -47,16 +48,16 @@ def inputs(shape, split=0):
     return x
 
 
-def both(module, x, split=0, weight_bits=8, act_bits=8, tools=None, bos=None, rows=None):
+def both(module, x, split=0, weight_bits=8, act_bits=8, tools=None, bos=None, rows=None, group=0):
     """The layer simulated and executed."""
     kind = "linear" if isinstance(module, nn.Linear) else "conv"
     name = "block.attn2.to_k" if bos is not None else "layer"
     layer = Layer(name, kind, module.weight.numel(), x.numel(), split)
     kept = x[:, bos.others(x.shape[1])] if bos is not None else x
     ranges = torch.stack([observed_ranges(part) for part in split_channels(kept, split)])
-    scheme = make_scheme(module.weight, layer, weight_bits, act_bits, ranges=ranges)
+    scheme = make_scheme(module.weight, layer, weight_bits, act_bits, ranges=ranges, group=group)
     module = module.eval().requires_grad_(False)
-    integers = integer_weight(module.weight, weight_bits, scheme.delta, split)
+    integers = integer_weight(module.weight, scheme, split)
     table = None if rows is None else BosTable(BosLookup(rows), rows @ module.weight.T)
     executed = execute_layer(
         layer,
@@ -69,6 +70,15 @@ def both(module, x, split=0, weight_bits=8, act_bits=8, tools=None, bos=None, ro
         bos=bos,
     )
     return Simulated(module, layer, scheme, bos=bos), executed
+
+
+@pytest.fixture(scope="module")
+def native():
+    """The passes in C, compiled for this machine."""
+    made, reason = passes(native=True)
+    if reason:
+        pytest.skip(reason)
+    return made
 
 
 @given(st.lists(st.integers(-8, 7), max_size=30), st.sampled_from([2, 4]))
@@ -118,8 +128,8 @@ def test_int_mm_agrees_with_simulation(form):
     for bits in (8, 4):
         simulated, _ = both(module, x, 0, bits)
         scheme = simulated.scheme
-        integers = integer_weight(module.weight, bits, scheme.delta, 0)
-        kernel = IntMm(integers, bits, scheme.delta[0], geometry_of(module))
+        integers = integer_weight(module.weight, scheme, 0)
+        kernel = IntMm(Weights(integers, bits, scheme.delta[0], geometry_of(module)))
         bias = None if module.bias is None else module.bias.float()
         assert sqnr(simulated(x), kernel(x, scheme.grids[0], bias)) > 60
 
@@ -304,7 +314,7 @@ def test_models_in_one_process_share_no_scratch():
     alone = [executed(x) for _, executed in pairs]
     for (_, executed), expected in itertools.chain(zip(pairs, alone, strict=True)):
         assert torch.equal(executed(x), expected)
-    tools = Workshop(CPU, quantize_affine)
+    tools = workshop(CPU, large=False)
     shared = [both(m, x, 0, 4, tools=tools)[1] for m in (nn.Linear(24, 40), nn.Linear(24, 40))]
     first = shared[0](x)
     shared[1](x)
@@ -326,19 +336,115 @@ def test_simulation_is_undone_even_when_it_fails_half_way(sd1):
     assert all(unet.get_submodule(name) is module for name, module in modules.items())
 
 
-@pytest.mark.slow
-@needs_vnni
-@torch.no_grad()
-def test_fused_pass_equals_several(recwarn):
-    from t2iedit_mixdq.kernels.activation import quantiser
-
-    fused: Any
-    fused, reason = quantiser(fused=True)
-    if reason:
-        pytest.skip(reason)
-    x = inputs((2, 12, 5, 7))
-    grid = both(nn.Conv2d(12, 8, 1), x)[0].scheme.grids[0]
-    for value in (x, x.contiguous(memory_format=torch.channels_last), x[:, 1:].bfloat16()):
-        apart = (fused(value, grid).int() - quantize_affine(value, grid).int()).abs()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 7, 24), (5, 40), (2, 12, 5, 7)])
+@pytest.mark.parametrize("padding", [(0, 0), (1, 1), (2, 1)])
+def test_one_pass_makes_the_same_integers(native, dtype, shape, padding):
+    x = inputs(shape).to(dtype)
+    grid = both(nn.Linear(24, 8), inputs((3, 24)))[0].scheme.grids[0]
+    padding = padding if len(shape) == 4 else (0, 0)
+    layouts = [x, x.transpose(-1, -2).contiguous().transpose(-1, -2)]
+    if len(shape) == 4:
+        layouts.append(x.contiguous(memory_format=torch.channels_last))
+    for value in layouts:
+        expected, made = (p.quantise(value, grid, padding) for p in (Passes(), native))
+        assert made.shape == expected.shape
+        apart = (made.int() - expected.int()).abs()
         assert apart.max() <= 1 and apart.float().mean() < 0.01
-    assert fused._works
+
+
+def test_gated_gelu_is_that_of_torch(native):
+    x = 3 * torch.randn(5, 3, 2 * 37, generator=torch.Generator().manual_seed(0))
+    exact = Passes().gated_gelu(x)
+    assert sqnr(exact, native.gated_gelu(x.bfloat16()).float()) > 50
+    value, gate = x.chunk(2, dim=-1)
+    swapped = nn.functional.gelu(value) * gate
+    assert sqnr(exact, swapped) < 10
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 70, 70, 2, 40), (2, 33, 77, 3, 64), (1, 300, 600, 1, 8), (1, 1, 1, 2, 160)]
+)
+def test_attention_is_that_of_torch(native, shape):
+    """Blocks that are full and not, one block and several, keys fewer than queries and more."""
+    batch, queries, tokens, heads, dim = shape
+    if not native.attends:
+        pytest.skip("this CPU has no AVX-512 BF16")
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        2 * torch.randn(batch, n, heads * dim, generator=generator)
+        for n in (queries, tokens, tokens)
+    )
+    exact = Passes().attention(q, k, v, heads, dim**-0.5)
+    half = [x.bfloat16() for x in (q, k, v)]
+    theirs = Passes().attention(*half, heads, dim**-0.5).float()
+    # With AMX's tiles and without.
+    for variant in range(1, native._attention + 1):
+        native._attention, kept = variant, native._attention
+        made = native.attention(*half, heads, dim**-0.5).float()
+        native._attention = kept
+        assert sqnr(exact, made) > min(40, sqnr(exact, theirs) - 1)
+    if tokens > 1:
+        unscaled = Passes().attention(q, k, v, heads, 1.0)
+        assert sqnr(exact, unscaled) < 20
+
+
+def test_attention_survives_scores_of_any_size(native):
+    """The greatest score is taken off first, and it may come in the last block."""
+    if not native.attends:
+        pytest.skip("this CPU has no AVX-512 BF16")
+    q = torch.ones(1, 1, 32).bfloat16()
+    k = torch.linspace(-300, 300, 600)[None, :, None].expand(1, 600, 32).bfloat16()
+    v = torch.arange(600.0)[None, :, None].expand(1, 600, 32).bfloat16()
+    for keys, values in ((k, v), (k.flip(1), v)):
+        expected = Passes().attention(q.float(), keys.float(), values.float(), 1, 32**-0.5)
+        made = native.attention(q, keys, values, 1, 32**-0.5).float()
+        assert torch.isfinite(made).all() and torch.allclose(made, expected, rtol=1e-2, atol=0.1)
+
+
+def test_one_input_is_quantised_once_and_a_changed_one_anew(native):
+    grid = both(nn.Linear(24, 8), inputs((3, 24)))[0].scheme.grids[0]
+    other = replace(grid, zero=grid.zero + 1)
+    remembered = Remembered(native)
+    x = inputs((3, 24))
+    first = remembered.quantise(x, grid)
+    assert remembered.quantise(x, grid) is first
+    assert remembered.quantise(x, other) is not first
+    remembered.quantise(x, grid)
+    x += 1
+    assert not torch.equal(remembered.quantise(x, grid), first)
+    assert torch.equal(remembered.quantise(x.clone(), grid), native.quantise(x, grid))
+
+
+@needs_vnni
+@pytest.mark.parametrize("bits", [2, 4])
+@torch.no_grad()
+def test_steps_for_groups_are_executed_as_simulated(bits):
+    """Channels whose first half is a tenth of the second: one step for both leaves it no levels."""
+    module = nn.Linear(128, 48)
+    module.weight[:, :64] /= 10
+    x = inputs((3, 7, 128))
+    x[..., 64:] /= 10
+    exact = module(x)
+    simulated, executed = both(module, x, 0, bits, group=32)
+    assert executed.engine == "oneDNN int8"
+    assert sqnr(simulated(x), executed(x)) > 60
+    alone, _ = both(module, x, 0, bits)
+    assert sqnr(exact, simulated(x)) > sqnr(exact, alone(x)) + 3
+    assert executed.nbytes < 0.8 * both(module, x)[1].nbytes
+    weights = Weights(
+        integer_weight(module.weight, simulated.scheme, 0),
+        bits,
+        simulated.scheme.delta[0],
+        geometry_of(module),
+        simulated.scheme.multipliers,
+    )
+    assert sqnr(simulated(x), IntMm(weights)(x, simulated.scheme.grids[0], module.bias)) > 60
+
+
+def test_peak_is_seen_though_it_is_given_back():
+    with Watched(CPU) as watched:
+        block = torch.ones(2**24)
+        held = taken(CPU) - watched.start
+        del block
+    assert watched.peak >= held > 2**25

@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from t2iedit_mixdq.architectures import ARCHITECTURES, example_inputs, hollow
 from t2iedit_mixdq.bos import BosRows
 from t2iedit_mixdq.calibration import weight_schemes
-from t2iedit_mixdq.checkpoint import unet_tensors
+from t2iedit_mixdq.checkpoint import Found, unet_tensors
 from t2iedit_mixdq.recipe import Recipe, uniform
 from t2iedit_mixdq.simulation import Simulated, simulate
 from t2iedit_mixdq.wiring import replace_layer, survey
@@ -150,4 +150,4 @@ def test_layers_under_a_lora_are_found_and_the_lora_stays_whole(sd1):
         undo()
         assert torch.equal(unet(**inputs)[0], reference)
     with pytest.raises(EditNotSupported, match="fuse"):
-        list(unet_tensors(unet, Recipe(uniform(layers, 8), {}), {}, None))
+        list(unet_tensors(unet, Recipe(uniform(layers, 8), {}), Found({}), None))

@@ -100,11 +100,11 @@ def splits(of: str, budget: float, content: int, quality: int) -> Iterator[tuple
 
 
 def candidates(
-    scores: Scores, layers: Mapping[str, Layer], of: str, budget: float
+    scores: Scores, layers: Mapping[str, Layer], of: str, budget: float, *, decoupled: bool = True
 ) -> list[Allocation]:
     """An allocation for each budget split, the groups solved apart since their scores are of different kinds.
 
-    Raises `BudgetNotReachable` with the reachable range if there is none.
+    Without `decoupled`, scores of one kind for all, it is one program (the paper's ablation). Raises `BudgetNotReachable` with the reachable range if there is none.
     """
     size = "weights" if of == "weights" else "inputs"
     allowed = restricted(scores, layers, of)
@@ -112,7 +112,7 @@ def candidates(
     groups: dict[Group, dict] = {"content": {}, "quality": {}}
     for name, by_bits in allowed.items():
         groups[layers[name].group][name] = by_bits
-    if not all(groups.values()):
+    if not decoupled or not all(groups.values()):
         return [allocate(allowed, sizes, budget)]
     totals = {g: sum(sizes[name] for name in members) for g, members in groups.items()}
     found = []

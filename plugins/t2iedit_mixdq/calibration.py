@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import t2iedit
 from t2iedit import Model, Progress, Request
 from t2iedit_mixdq.bos import BosRows
 from t2iedit_mixdq.quantizers import BITS, affine, observed_ranges
-from t2iedit_mixdq.schemes import WHOLE, Scheme, weight_delta
+from t2iedit_mixdq.schemes import WHOLE, Scheme, weight_scheme
 from t2iedit_mixdq.simulation import simulate
 from t2iedit_mixdq.wiring import Layer, find_layer, survey
 
@@ -100,7 +100,7 @@ def calibrate(
         try:
             for first in range(done, len(settings.prompts), settings.batch):
                 for index in range(first, min(first + settings.batch, len(settings.prompts))):
-                    _denoise(model, settings, index)
+                    denoise(model, settings, index)
                     if on_prompt is not None:
                         on_prompt(1)
                 observer.end_batch()
@@ -128,25 +128,27 @@ def make_scheme(
     *,
     ranges: Float[Tensor, "parts widths 2"] | None = None,
     search: str = "minmax",
+    group: int = 0,
 ) -> Scheme:
     """A layer's scheme at these widths; `ranges` are needed for inputs under 16 bits."""
-    delta = None
+    scheme = Scheme(WHOLE, WHOLE)
     if weight_bits != WHOLE:
-        delta = weight_delta(weight, weight_bits, layer.split, search)
+        scheme = weight_scheme(weight, weight_bits, layer.split, search, group)
     if act_bits == WHOLE:
-        return Scheme(weight_bits, WHOLE, delta)
+        return scheme
     assert ranges is not None, layer.name
     bounds = ranges[:, BITS.index(act_bits)].tolist()
-    return Scheme(
-        weight_bits, act_bits, delta, tuple(affine(low, high, act_bits) for low, high in bounds)
-    )
+    grids = tuple(affine(low, high, act_bits) for low, high in bounds)
+    return replace(scheme, act_bits=act_bits, grids=grids)
 
 
 class _Denoised(Exception):
     """The last step is done; decoding the picture would be wasted."""
 
 
-def _denoise(model: Model, settings: Settings, index: int) -> None:
+def denoise(model: Model, settings: Settings, index: int) -> None:
+    """One calibration prompt, up to the last step."""
+
     def stop_before_decoding(progress: Progress) -> None:
         if progress.step == progress.steps:
             raise _Denoised

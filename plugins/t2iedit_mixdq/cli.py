@@ -30,6 +30,12 @@ def _add_quantize(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, metavar="N", help="denoising steps while calibrating")
     add("--size", metavar="WxH", help="in pixels, while calibrating")
     add("--search", choices=("minmax", "mse"), default="minmax", help="how ranges are found")
+    add(
+        "--sensitivity", choices=("measured", "hessian"), default="measured", help="how it is found"
+    )
+    add("--flexround", action="store_true", help="learn how weights are rounded")
+    add("--group", type=int, default=0, metavar="N", help="inputs that share a step under 8 bits")
+    add("--text-encoders", action="store_true", help="pack the text encoders too, in 8 bits")
     add("--naive", action="store_true", help="quantise BOS rows like all others, for comparison")
     add("--protect", type=float, default=0.01, metavar="SHARE", help="of layers to leave whole")
     add("--judges", type=float, default=4.0, metavar="N", help="prompts that judge sensitivity")
@@ -76,6 +82,10 @@ def run_quantize(args: argparse.Namespace) -> int:
         protect=_within(args.protect, "--protect", 0.0, 1.0),
         judges=int(_within(args.judges, "--judges", 1.0, 1000.0)),
         budgets=int(_within(args.budgets, "--budgets", 1.0, 100.0)),
+        hessian=args.sensitivity == "hessian",
+        flexround=args.flexround,
+        group=_group(args.group),
+        text_encoders=args.text_encoders,
     )
     prompts = read_prompts(Path(args.prompts)) if args.prompts else None
     if Path(args.output).exists():
@@ -137,6 +147,9 @@ def folder_report(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     layers = survey(hollow(config), size)
     report: dict[str, Any] = {of: bits_report(getattr(recipe, of), layers, of) for of in SIZES} | {
         "BOS-aware": recipe.bos_aware,
+        "rounding": recipe.rounding,
+        "inputs that share a step": recipe.group or "all of an output channel",
+        "text encoders": "8 bits" if recipe.text_encoders else "whole",
         "made": recipe.facts,
     }
     if args.bits_only:
@@ -197,6 +210,14 @@ def _within(value: float, flag: str, least: float, most: float) -> float:
     if not least <= value <= most:
         raise UserError(f"{flag} {value:g} is out of range; give {least:g} to {most:g}")
     return value
+
+
+def _group(inputs: int) -> int:
+    if inputs and (inputs < 16 or inputs % 4 or inputs > 1024):
+        raise UserError(
+            f"--group {inputs}: give a multiple of 4 from 16 to 1024 inputs, or 0 for one step a channel"
+        )
+    return inputs
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from t2iedit_mixdq.bos import BosRows, BosTable, put_rows
 from t2iedit_mixdq.kernels import onednn
-from t2iedit_mixdq.kernels.activation import quantiser
-from t2iedit_mixdq.kernels.base import Geometry, Kernel, Quantise
+from t2iedit_mixdq.kernels.base import Geometry, Kernel, Weights
 from t2iedit_mixdq.kernels.dequantised import Dequantised
 from t2iedit_mixdq.kernels.int_mm import IntMm, fits
+from t2iedit_mixdq.kernels.native import Remembered, passes
 from t2iedit_mixdq.quantizers import Affine, affine, fake_affine
 from t2iedit_mixdq.schemes import Scheme, split_channels
 from t2iedit_mixdq.wiring import Layer
@@ -25,50 +25,41 @@ class Workshop:
     """What the kernels of one UNet share, and where they are chosen; `notes` are said once, to the user."""
 
     device: torch.device
-    quantise: Quantise
+    passes: Remembered
     scratch: onednn.Scratch = field(default_factory=onednn.Scratch)
     notes: list[str] = field(default_factory=list)
 
-    def kernel(
-        self,
-        integers: Int8[Tensor, "out ..."],
-        scheme: Scheme,
-        delta: Float[Tensor, " out"],
-        geometry: Geometry,
-    ) -> tuple[Kernel, str]:
+    def kernel(self, weights: Weights, *, whole_inputs: bool) -> tuple[Kernel, str]:
         """The kernel for one part of a layer, and why it is not an integer one if it is not."""
-        bits = scheme.weight_bits
-        reason = self._obstacle(scheme, geometry)
-        integers, delta = integers.to(self.device), delta.to(self.device)
+        reason = self._obstacle(weights, whole_inputs)
         if reason:
-            return Dequantised(integers, bits, delta, geometry), reason
+            return Dequantised(weights), reason
         if self.device.type == "cuda":
-            return IntMm(integers, bits, delta, geometry), ""
-        args = integers, bits, delta, geometry, self.quantise, self.scratch
+            return IntMm(weights), ""
         try:
-            return onednn.OneDnn(*args), ""
+            return onednn.OneDnn(weights, self.passes, self.scratch), ""
         except RuntimeError as error:
             refusal = f"oneDNN refuses it ({str(error).splitlines()[0][:80]})"
-            return Dequantised(integers, bits, delta, geometry), refusal
+            return Dequantised(weights), refusal
 
-    def _obstacle(self, scheme: Scheme, geometry: Geometry) -> str:
-        if not scheme.grids:
+    def _obstacle(self, weights: Weights, whole_inputs: bool) -> str:
+        if whole_inputs:
             return "its inputs stay in 16 bits"
         if self.device.type == "cuda":
-            return fits(geometry)
+            return fits(weights.geometry)
         if self.device.type != "cpu":
             return f"there are no integer kernels for {self.device.type}"
         if onednn.available():
-            return ""
+            return onednn.fits(weights)
         if NO_VNNI not in self.notes:
             self.notes.append(NO_VNNI)
         return "no VNNI"
 
 
 def workshop(device: torch.device, *, large: bool) -> Workshop:
-    """For a UNet on this device; only large ones are worth compiling the fused pass for."""
-    quantise, reason = quantiser(fused=large and device.type == "cpu")
-    return Workshop(device, quantise, notes=[reason] if reason else [])
+    """For a UNet on this device; only for large ones are the passes in C worth compiling."""
+    chosen, reason = passes(native=large and device.type == "cpu")
+    return Workshop(device, Remembered(chosen), notes=[reason] if reason else [])
 
 
 class Executed(nn.Module):
@@ -157,7 +148,12 @@ def execute_layer(
     kernels, reasons = [], []
     for part, delta in zip(split_channels(integers, layer.split), scheme.delta, strict=True):
         form = geometry.with_inputs(part.shape[1]) if layer.split else geometry
-        kernel, reason = tools.kernel(part, scheme, delta, form)
+        multipliers = scheme.multipliers
+        if multipliers is not None:
+            multipliers = multipliers.to(tools.device)
+        part, delta = part.to(tools.device), delta.to(tools.device)
+        weights = Weights(part, scheme.weight_bits, delta, form, multipliers)
+        kernel, reason = tools.kernel(weights, whole_inputs=not scheme.grids)
         kernels.append(kernel)
         reasons.append(reason)
     return Executed(

@@ -6,7 +6,7 @@ The formulas are those of the authors' code. What is rounded is always `x / delt
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int8, UInt8
+from jaxtyping import Float, Int8, Shaped, UInt8
 from torch import Tensor
 
 BITS = (2, 4, 8)
@@ -68,6 +68,37 @@ def dequantize(
 ) -> Float[Tensor, "out ..."]:
     """w = q * delta, in float32."""
     return integers.float() * _along_rows(delta, integers)
+
+
+def grouped(weight: Shaped[Tensor, "out ..."], groups: int) -> Shaped[Tensor, "rows size"]:
+    """Each output channel as `groups` rows, so that steps for rows are steps for groups."""
+    return weight.reshape(len(weight) * groups, -1)
+
+
+def group_multipliers(
+    weight: Float[Tensor, "out inputs"], bits: int, size: int, search: str = "minmax"
+) -> tuple[Float[Tensor, " out"], UInt8[Tensor, "out groups"]]:
+    """Steps for groups of `size` inputs (Q-BERT's idea) as whole multiples of a step for each output channel.
+
+    w = q * multiplier * delta, the multipliers so small that q * multiplier fits eight bits: an integer kernel, which
+    has one step for each output channel, can have them in its weights (our choice).
+    """
+    groups = weight.shape[1] // size
+    steps = symmetric_delta(grouped(weight, groups), bits, search).view(-1, groups)
+    most = 127 // (top(bits) + 1)
+    delta = (steps.amax(1) / most).clamp(min=EPS)
+    multipliers = torch.ceil(steps / delta[:, None] - 1e-4).clamp(1, most)
+    return delta, multipliers.to(torch.uint8)
+
+
+def multiplied(
+    integers: Int8[Tensor, "out ..."], multipliers: UInt8[Tensor, "out groups"] | None
+) -> Int8[Tensor, "out ..."]:
+    """q times the multiplier of its group."""
+    if multipliers is None:
+        return integers
+    by_group = grouped(integers, multipliers.shape[1])
+    return (by_group * multipliers.to(torch.int8).flatten()[:, None]).view(integers.shape)
 
 
 def affine(low: float, high: float, bits: int) -> Affine:

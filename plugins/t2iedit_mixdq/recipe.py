@@ -29,6 +29,12 @@ class Recipe:
     activations: Bits
     bos_aware: bool = True
     search: str = "minmax"
+    rounding: str = "nearest"
+    """`nearest`, or `flexround` where it was learned."""
+    group: int = 0
+    """Inputs of a linear layer under 8 bits that share a step; 0 for one step for each output channel."""
+    text_encoders: bool = False
+    """Whether the text encoders are packed too, in 8 bits."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What else is worth knowing: the model, the calibration, the allocation."""
 
@@ -75,6 +81,9 @@ def read_recipe(path: Path) -> Recipe:
         _checked(data["activations"], file),
         bos_aware=bool(data.get("bos_aware", True)),
         search=str(data.get("search", "minmax")),
+        rounding=str(data.get("rounding", "nearest")),
+        group=data["group"] if type(data.get("group")) is int else 0,
+        text_encoders=bool(data.get("text_encoders", False)),
         facts=facts if isinstance(facts, dict) else {},
     )
 
@@ -85,6 +94,9 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
         "format": FORMAT,
         "bos_aware": recipe.bos_aware,
         "search": recipe.search,
+        "rounding": recipe.rounding,
+        "group": recipe.group,
+        "text_encoders": recipe.text_encoders,
         "facts": recipe.facts,
         "weights": recipe.weights,
         "activations": recipe.activations,

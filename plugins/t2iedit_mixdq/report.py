@@ -1,6 +1,5 @@
 """What a recipe really means, and what really ran: bits, layer by layer, and bytes."""
 
-import resource
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from torch import nn
 
 from t2iedit_mixdq.architectures import example_inputs
 from t2iedit_mixdq.execution import Executed
+from t2iedit_mixdq.memory import Watched
 from t2iedit_mixdq.quantizers import BITS
 from t2iedit_mixdq.recipe import Bits, listed_mean, mean_bits
 from t2iedit_mixdq.schemes import WHOLE
@@ -97,17 +97,8 @@ def measured_memory(unet: Any, size: int) -> dict[str, Any]:
     """Static, dynamic and peak bytes of one forward pass on `size` latents: the allocator's on CUDA, the process's growth on CPU."""
     static = static_bytes(unet)
     inputs = example_inputs(unet, size)
-    if unet.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    with Watched(unet.device) as watched:
         unet(**inputs)
-        dynamic, how = torch.cuda.max_memory_allocated() - before, "allocator"
-    else:
-        before = _peak_resident()
-        unet(**inputs)
-        dynamic, how = max(0, _peak_resident() - before), "growth of the process's peak"
-    return {"static": static, "dynamic": dynamic, "peak": static + dynamic, "measured by": how}
-
-
-def _peak_resident() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    how = "allocator" if unet.device.type == "cuda" else "growth of resident memory"
+    peak = static + watched.peak
+    return {"static": static, "dynamic": watched.peak, "peak": peak, "measured by": how}

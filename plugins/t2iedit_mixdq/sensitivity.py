@@ -63,9 +63,11 @@ class Bench:
     model: Model
     settings: Settings
     ranges: Ranges
+    group: int = 0
     layers: dict[str, Layer] = field(init=False)
     _images: list[Image] = field(default_factory=list)
-    _calls: list[tuple[tuple, dict, Tensor]] = field(default_factory=list)
+    calls: list[tuple[tuple, dict, Tensor]] = field(default_factory=list)
+    """Every call of the UNet for the references: arguments and output."""
 
     def __post_init__(self) -> None:
         with self._recorded():
@@ -77,7 +79,9 @@ class Bench:
         layer = self.layers[name]
         weight: Any = find_layer(self.model.denoiser, name).weight
         ranges, search = self.ranges.get(name), self.settings.search
-        return make_scheme(weight, layer, bits, act_bits, ranges=ranges, search=search)
+        return make_scheme(
+            weight, layer, bits, act_bits, ranges=ranges, search=search, group=self.group
+        )
 
     @contextmanager
     def quantised(self, schemes: Mapping[str, Scheme]) -> Iterator[None]:
@@ -115,14 +119,14 @@ class Bench:
     def signal(self) -> float:
         """Mean SQNR in dB of the UNet's outputs now, on the inputs that the references had."""
         unet = self.model.denoiser
-        made = [unet(*args, **kwargs)[0] for args, kwargs, _ in self._calls]
-        pairs = zip(self._calls, made, strict=True)
+        made = [unet(*args, **kwargs)[0] for args, kwargs, _ in self.calls]
+        pairs = zip(self.calls, made, strict=True)
         return float(np.mean([sqnr(reference, now) for (_, _, reference), now in pairs]))
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
         def keep(module: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-            self._calls.append((args, kwargs, output[0].clone()))
+            self.calls.append((args, kwargs, output[0].clone()))
 
         with self.model.lock:
             self.model.patch([])
@@ -150,7 +154,7 @@ def measure(
     With `state`, a file, each score is kept and a rerun goes on from there. Without `decoupled` all layers are judged by
     SQNR, which is the paper's ablation.
     """
-    digest = bench.settings.digest(bench.model.fingerprint + str(decoupled))
+    digest = bench.settings.digest(f"{bench.model.fingerprint} {decoupled} {bench.group}")
     known = _read(state, digest)
     table: Table = {part: {name: {} for name in bench.layers} for part in of}
     for part in of:

@@ -1,6 +1,7 @@
 """Quantisation simulated in floating point: exact, on any device, and undone without a trace."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,12 +34,14 @@ class Simulated(nn.Module):
     ) -> None:
         super().__init__()
         self.original = original
-        self.layer, self.scheme, self.observer = layer, scheme, observer
+        self.layer, self.observer = layer, observer
         self.bos = bos if layer.text else None
         copy_form(original, self)
         self.rounded = (
             original.weight if scheme.delta is None else _rounded(original, layer, scheme)
         )
+        # They are in `rounded` now.
+        self.scheme = replace(scheme, integers=None)
 
     @property
     def weight(self) -> Tensor:
@@ -113,10 +116,7 @@ def simulate(
 
 def _rounded(original: nn.Module, layer: Layer, scheme: Scheme) -> nn.Parameter:
     weight: Tensor = original.weight  # type: ignore[assignment]
-    delta = scheme.delta
-    assert delta is not None
-    delta = delta.to(weight.device)
-    integers = integer_weight(weight, scheme.weight_bits, delta, layer.split)
-    rounded = float_weight(integers, delta, layer.split).to(weight.dtype)
+    integers = integer_weight(weight, scheme, layer.split)
+    rounded = float_weight(integers, scheme, layer.split).to(weight.dtype)
     like = torch.empty_like(weight)  # keeps the memory format
     return nn.Parameter(like.copy_(rounded), requires_grad=False)

@@ -14,6 +14,8 @@ from t2iedit import EditNotSupported
 from t2iedit_mixdq.architectures import example_inputs, hollow
 
 Group = Literal["content", "quality"]
+TOWER = "encoder.layers."
+"""In the name of every layer of a CLIP text encoder's tower, and of none of a UNet's."""
 BASE = "base_layer"
 """Where peft keeps the layer that a LoRA adds to."""
 
@@ -38,8 +40,8 @@ class Layer:
 
     @property
     def text(self) -> bool:
-        """Whether it reads the text embedding, whose BOS row must not be quantised."""
-        return self.name.endswith((".attn2.to_k", ".attn2.to_v"))
+        """Whether it reads rows of text, whose BOS row must not be quantised."""
+        return TOWER in self.name or self.name.endswith((".attn2.to_k", ".attn2.to_v"))
 
     @property
     def parts(self) -> int:

@@ -1,16 +1,16 @@
 """What a kernel is: quantised weights that multiply what a layer reads."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
-from t2iedit_mixdq.quantizers import Affine
+from t2iedit_mixdq.packing import pack, unpack
+from t2iedit_mixdq.quantizers import Affine, multiplied
 
-Quantise = Callable[[Tensor, Affine], Tensor]
-"""Floating point to unsigned integers on a grid."""
+Pair = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +19,9 @@ class Geometry:
 
     kind: Literal["linear", "conv"]
     shape: tuple[int, ...]
-    stride: tuple[int, ...] = (1, 1)
-    padding: tuple[int, ...] = (0, 0)
-    dilation: tuple[int, ...] = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
     groups: int = 1
 
     def with_inputs(self, channels: int) -> "Geometry":
@@ -46,11 +46,53 @@ def geometry_of(module: nn.Module) -> Geometry | None:
     return Geometry(
         "conv",
         tuple(module.weight.shape),
-        tuple(module.stride),
-        tuple(module.padding),
-        tuple(module.dilation),
+        _pair(module.stride),
+        _pair(module.padding),
+        _pair(module.dilation),
         module.groups,
     )
+
+
+def _pair(sizes: tuple[int, ...]) -> Pair:
+    high, wide = sizes
+    return high, wide
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """One part of a layer as integers q of `bits` bits: w = q * delta, or q * multiplier * delta with steps for groups."""
+
+    integers: Int8[Tensor, "out ..."]
+    bits: int
+    delta: Float[Tensor, " out"]
+    geometry: Geometry
+    multipliers: UInt8[Tensor, "out groups"] | None = None
+
+    def multiplied(self) -> Int8[Tensor, "out ..."]:
+        """The integers that are multiplied with: they fit eight bits with the multipliers in them."""
+        return multiplied(self.integers, self.multipliers)
+
+
+class Store:
+    """Integers in as few bytes as their bits ask for, in the order they came in."""
+
+    def __init__(
+        self, integers: Int8[Tensor, "out ..."], bits: int, multipliers: Tensor | None = None
+    ) -> None:
+        self.shape, self.bits, self.multipliers = integers.shape, bits, multipliers
+        flat = integers.contiguous().flatten()
+        self.content = flat.clone() if bits == 8 else pack(flat, bits)
+
+    def integers(self) -> Int8[Tensor, "out ..."]:
+        """What is multiplied with, unpacked for this call."""
+        flat = self.content
+        if self.bits != 8:
+            flat = unpack(flat, self.bits, self.shape.numel())
+        return multiplied(flat.view(self.shape), self.multipliers)
+
+    @property
+    def nbytes(self) -> int:
+        return self.content.nbytes + (0 if self.multipliers is None else self.multipliers.nbytes)
 
 
 class Kernel(ABC):
@@ -58,6 +100,9 @@ class Kernel(ABC):
 
     engine: ClassVar[str]
     """What does the arithmetic, for the report."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.geometry, self.delta = weights.geometry, weights.delta.contiguous()
 
     @abstractmethod
     def __call__(self, x: Tensor, grid: Affine | None, bias: Tensor | None) -> Tensor:

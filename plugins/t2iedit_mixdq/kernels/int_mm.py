@@ -7,12 +7,11 @@ from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int8, Int32
+from jaxtyping import Int8, Int32
 from torch import Tensor
 from torch.nn import functional
 
-from t2iedit_mixdq.kernels.base import Geometry, Kernel
-from t2iedit_mixdq.packing import pack, unpack
+from t2iedit_mixdq.kernels.base import Geometry, Kernel, Store, Weights
 from t2iedit_mixdq.quantizers import Affine
 
 SHIFT = 128
@@ -36,25 +35,19 @@ class IntMm(Kernel):
 
     engine = "int_mm"
 
-    def __init__(
-        self,
-        integers: Int8[Tensor, "out ..."],
-        bits: int,
-        delta: Float[Tensor, " out"],
-        geometry: Geometry,
-    ) -> None:
-        self.bits, self.geometry, self.delta = bits, geometry, delta
-        # Patches are (height, width, channel), as channels_last inputs lie in memory.
-        rows = integers.permute(0, 2, 3, 1).flatten(1) if integers.ndim == 4 else integers
-        self.size = tuple(rows.shape)
-        self.sums = rows.sum(1, dtype=torch.int32)
-        flat = rows.contiguous().flatten()
-        self.packed = flat if bits == 8 else pack(flat, bits)
+    def __init__(self, weights: Weights) -> None:
+        super().__init__(weights)
+        self.sums = weights.multiplied().flatten(1).sum(1, dtype=torch.int32)
+        rows = weights.integers
+        if rows.ndim == 4:
+            # Patches are (height, width, channel), as channels_last inputs lie in memory.
+            rows = rows.permute(0, 2, 3, 1).flatten(1)
+        self.store = Store(rows, weights.bits, weights.multipliers)
         self._prepared: tuple[Affine, tuple[Tensor, Tensor, Tensor]] | None = None
 
     @property
     def nbytes(self) -> int:
-        return self.packed.nbytes + self.delta.nbytes + self.sums.nbytes
+        return self.store.nbytes + self.delta.nbytes + self.sums.nbytes
 
     def __call__(self, x: Tensor, grid: Affine | None, bias: Tensor | None) -> Tensor:
         assert grid is not None
@@ -80,12 +73,7 @@ class IntMm(Kernel):
 
     def _products(self, q: Int8[Tensor, "rows in"]) -> Int32[Tensor, "rows out"]:
         padded = functional.pad(q, (0, 0, 0, max(0, ROWS - len(q))))
-        return torch._int_mm(padded.contiguous(), self._weight().t())[: len(q)]
-
-    def _weight(self) -> Int8[Tensor, "out in"]:
-        if self.bits == 8:
-            return self.packed.view(self.size)
-        return unpack(self.packed, self.bits, self.size[0] * self.size[1]).view(self.size)
+        return torch._int_mm(padded.contiguous(), self.store.integers().t())[: len(q)]
 
 
 def _quantise(x: Tensor, numbers: Tensor) -> Tensor:
