@@ -39,6 +39,7 @@ from personalization_cost import PLAIN, cost_rows
 from personalization_pieces import CEILING, FITTED, FLOOR, STAGES, Job, Piece, Place, pieces_of
 
 import t2iedit
+from t2iedit.cli.terminal import silence_libraries
 from t2iedit.shapes.evaluate import Row
 from t2iedit.shapes.scoring import wilson
 
@@ -55,6 +56,7 @@ SHOWN = ("picture", FLOOR, PLAIN, "full", FITTED)
 
 def main() -> None:
     options = _options()
+    silence_libraries()
     teach_renderer()
     model = t2iedit.open_model(options.model, device=options.device, dtype="float32")
     concepts = REPORTED[:: len(REPORTED) - 1] if options.quick else REPORTED

@@ -15,9 +15,12 @@ from t2iedit.shapes.renderer import polygon, render
 from t2iedit.shapes.scenes import TILT, Scene, SceneObject, place
 
 Array = np.ndarray
-PICTURES = 5
+PICTURED = ("circle", "square", "heart", "star", "diamond")
+"""What a texture's pictures show it on; as many pictures are learned from."""
+RADII, MARGIN = (0.28, 0.36), 0.05
+"""A concept fills its pictures, as photographs of one thing do; in sides."""
 SAFE = 0.02
-"""How much farther than it must a drawn concept stays from the border, in sides: new shapes reach farther."""
+"""How much smaller than the world's objects new shapes are drawn, since they reach farther out; in sides."""
 
 
 def drop(x: Array, y: Array) -> Array:
@@ -131,11 +134,7 @@ def asked_of(unknown: Unknown) -> tuple[Asked, ...]:
 def pictures_of(unknown: Unknown, size: int) -> list[Image.Image]:
     """A few drawings in one colour on white, each of another size, place and tilt."""
     random = Random(unknown.name)
-    shapes = ("circle", "square", "heart", "star", "diamond")
-    return [
-        _drawn((_object(unknown, unknown.color, shapes[k], random),), "white", size, random)
-        for k in range(PICTURES)
-    ]
+    return [_picture(unknown, shape, size, random) for shape in PICTURED]
 
 
 def drawn_as_asked(unknown: Unknown, asked: Asked, size: int, random: Random) -> Image.Image:
@@ -145,6 +144,13 @@ def drawn_as_asked(unknown: Unknown, asked: Asked, size: int, random: Random) ->
         color, shape = asked.other
         objects.append(SceneObject(shape, color, angle=random.uniform(-TILT, TILT)))
     return _drawn(tuple(objects), asked.background or "white", size, random)
+
+
+def _picture(unknown: Unknown, shape: str, size: int, random: Random) -> Image.Image:
+    radius = random.uniform(*RADII)
+    x, y = (random.uniform(radius + MARGIN, 1 - radius - MARGIN) for _ in "xy")
+    item = replace(_object(unknown, unknown.color, shape, random), radius=radius, x=x, y=y)
+    return render(Scene((item,), "white"), size, random)
 
 
 def _object(unknown: Unknown, color: str, shape: str, random: Random) -> SceneObject:

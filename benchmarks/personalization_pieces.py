@@ -24,6 +24,7 @@ from t2iedit_context.settings import PRESETS, Settings
 from tqdm import tqdm
 
 import t2iedit
+from t2iedit.cli.terminal import silence_libraries
 
 FLOOR, CEILING = "the category's word", "drawn as asked"
 FULL, FITTED = "full", "full + test-time"
@@ -123,6 +124,7 @@ def do(job: Job, place: Place) -> Piece | None:
 def _opened(source: str, device: str | None) -> Any:
     """Each process opens the model once."""
     torch.set_num_threads(1)
+    silence_libraries()
     teach_renderer()
     return t2iedit.open_model(source, device=device, dtype="float32")
 

@@ -1,10 +1,10 @@
 """Which settings of CoRe suit the bundled model, on concepts that no result is reported on.
 
-    python benchmarks/personalization_tuning.py [rates|weights] [--quick] [--minutes N]
+    python benchmarks/personalization_tuning.py [rates|weights|denoiser] [--quick] [--minutes N]
 
 Each point changes one thing of the preset "shapes" of `t2iedit core learn`. "rates" are of plain inversion: what it takes to
 learn at all. "weights" are lambda_emb and lambda_attn, one at a time and together: what keeps prompts followed, and what that
-costs in identity. The table is to be read by a person; what was chosen stands in the preset.
+costs in identity. "denoiser" is the second stage. The table is to be read by a person; what was chosen stands in the preset.
 """
 
 import argparse
@@ -26,7 +26,8 @@ POINTS: dict[str, dict[str, dict[str, Any]]] = {
     "weights": {PLAIN: OFF}
     | {f"CER {w:g}": {"embedding_weight": w, "attention_weight": 0.0} for w in (1.5e-4, 0.03, 0.1, 0.3)}
     | {f"CAR {w:g}": {"embedding_weight": 0.0, "attention_weight": w} for w in (0.05, 5.0, 20.0, 80.0)}
-    | {"CER 0.1, CAR 20": {"embedding_weight": 0.1, "attention_weight": 20.0}},
+    | {f"CER {e:g}, CAR {a:g}": {"embedding_weight": e, "attention_weight": a} for e, a in ((0.1, 20.0), (1.0, 200.0))},
+    "denoiser": {f"LoRA, rate {rate:g}": OFF | {"finetune_learning_rate": rate} for rate in (3e-4, 1e-3, 2e-3)},
 }  # fmt: skip
 METRICS = ("identity", "identified", "followed", "right")
 

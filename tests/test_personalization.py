@@ -40,7 +40,8 @@ def test_tuning_and_reported_concepts_are_apart_and_unknown(bench):
     names = [unknown.name for unknown in concepts]
     assert len(bench.concepts.REPORTED) >= 8 and len(names) == len(set(names))
     assert not set(names) & {*SHAPES, *TEXTURES}
-    assert 3 <= bench.concepts.PICTURES <= 5
+    pictures = bench.concepts.pictures_of(concepts[0], 128)
+    assert 3 <= len(pictures) <= 5 and len({picture.tobytes() for picture in pictures}) > 2
 
 
 @pytest.mark.parametrize("name", ["house", "drop", "zigzag"])

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -111,10 +110,15 @@ def check_target(output: Path, others: Sequence[Path] = ()) -> None:
     nearest = output.absolute().parent
     while not nearest.exists():
         nearest = nearest.parent
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+    try:
+        # Permissions alone say little: to root, or on a file system that is read-only.
+        with tempfile.NamedTemporaryFile(dir=nearest, prefix=".", suffix=".part"):
+            pass
+    except OSError as error:
         raise OutputNotWritable(
-            f'cannot write "{output}": "{nearest}" is no folder you may write to; choose another -o'
-        )
+            f'cannot write "{output}": "{nearest}" is no folder you may write to ({error.strerror});'
+            " choose another -o"
+        ) from error
 
 
 def write_folder(path: Path, fill: Any) -> None:

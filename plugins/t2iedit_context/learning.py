@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from t2iedit import Model, UserError
+from t2iedit import Model, OutputNotWritable, UserError
 from t2iedit_context.checkpoints import RunFolder, check_target, digest_of
 from t2iedit_context.checks import check_settings
 from t2iedit_context.diagnostics import described, mean_similarity
@@ -223,6 +223,11 @@ class _Learning:
             if self.accelerator.is_main_process:
                 write_concept(concept(), self.output)
             raise type(stopped)(f'{stopped}; the concept so far is in "{self.output}"') from stopped
+        except OutputNotWritable as error:
+            if not self.folder.checkpoint.exists():
+                raise
+            told = f"{error}; the checkpoint before it is kept, and the run can be resumed"
+            raise OutputNotWritable(told) from error
         self.done[stage.name] = {"step": stage.steps} | stage.state()
 
     def _restore(self, stage: Stage, stages: dict[str, Any]) -> int:

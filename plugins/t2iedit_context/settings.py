@@ -148,12 +148,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "shapes": {
         "kind": "shape",
         "augment": False,
-        "steps": 150,
-        "learning_rate": 2e-3,
+        "steps": 100,
+        "learning_rate": 1e-3,
         "embedding_weight": 0.1,
         "attention_weight": 20.0,
-        "rescale": (60, 90),
-        "finetune_steps": 150,
+        "rescale": (40, 60),
+        "finetune_steps": 200,
         "finetune_learning_rate": 1e-3,
     },
 }

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -502,7 +503,8 @@ def test_folder_without_pictures_is_refused(tmp_path):
 
 def test_output_that_cannot_be_written_is_refused_first(sd1, tmp_path):
     (tmp_path / "file").write_text("")
-    for output in (tmp_path, tmp_path / "file" / "x.safetensors", tmp_path / "x.png"):
+    closed = Path("/proc/x.safetensors")
+    for output in (tmp_path, tmp_path / "file" / "x.safetensors", tmp_path / "x.png", closed):
         with pytest.raises(OutputNotWritable):
             learn(sd1, pictures(), settings(), output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
