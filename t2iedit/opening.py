@@ -1,6 +1,6 @@
 """From a name, a folder or a live pipeline to a `Model`, on the right device in the right form."""
 
-import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,17 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from t2iedit.errors import ModelNotUsable, UserError
-from t2iedit.model import Defaults, Model
+from t2iedit.folders import check_folder, check_loaded, folder_settings
+from t2iedit.model import Model
 from t2iedit.plugins import installed
 
 SHAPES = Path(__file__).parent / "shapes" / "weights"
 TURBO = "shapes-turbo"
 BUNDLED = {"shapes": SHAPES} | ({TURBO: SHAPES} if (SHAPES / "turbo").is_dir() else {})
-SETTINGS = "t2iedit.json"
-"""A model folder may say here with how many steps and how much guidance it is meant to be run."""
 LARGE = 200_000_000
 """Bytes of denoiser weights above which half precision and other memory formats can pay on a CPU."""
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def open_model(
@@ -59,7 +59,7 @@ def open_model(
 
         folder = make_turbo(pipeline, folder)
     model = _wrap(pipeline, name)
-    model.defaults = folder_settings(folder, model.defaults)
+    model.defaults = folder_settings(folder, name, model.defaults)
     if offload is not None:
         set_memory_format(model.denoiser, memory_format or "contiguous")
         return _offloaded(model, offload, place)
@@ -114,7 +114,9 @@ def _wrap(pipeline: DiffusionPipeline, name: str) -> Model:
 
 
 def set_memory_format(denoiser: nn.Module, name: str) -> None:
-    """Lay the denoiser's weights out as `contiguous` or `channels_last`."""
+    """Lay the denoiser's weights out as `contiguous` or `channels_last`. Raises `ModelNotUsable` for other names."""
+    if name not in FORMATS:
+        raise ModelNotUsable(f'memory_format is {" or ".join(FORMATS)}, not "{name}"')
     denoiser.to(memory_format=FORMATS[name])  # type: ignore[call-overload]
 
 
@@ -159,16 +161,15 @@ def _time_once(model: Model) -> float:
 def _load(
     folder: Path, name: str, device: torch.device, dtype: torch.dtype | None
 ) -> DiffusionPipeline:
-    _check_index(folder, name)
+    check_folder(folder, name)
     dtype = dtype or _sensible_dtype(folder, device)
     try:
         hook = installed().manager.hook.open_checkpoint
         pipeline = hook(path=folder, device=device, dtype=dtype)
-        if pipeline is not None:
-            return pipeline
-        pipeline = DiffusionPipeline.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True
-        )
+        if pipeline is None:
+            pipeline = DiffusionPipeline.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True
+            ).to(device)
     except UserError:
         raise
     # Whatever a damaged checkpoint makes the libraries raise means the same to the user.
@@ -177,14 +178,16 @@ def _load(
         raise ModelNotUsable(
             f'the model "{name}" cannot be loaded ({reason}); fetch or copy it again, with safetensors weights'
         ) from error
-    return pipeline.to(device)
+    check_loaded(folder, name, pipeline)
+    return pipeline
 
 
 def _folder(name: str) -> Path:
-    if Path(name).is_dir():
+    # os.path, since pathlib raises for names that no file can have.
+    if os.path.isdir(name):
         return Path(name)
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
-    if looks_like_path or Path(name).exists():
+    if looks_like_path or os.path.exists(name):
         raise ModelNotUsable(
             f'there is no model "{name}"; give {", ".join(BUNDLED)}, a folder in diffusers layout or a hub id'
         )
@@ -198,42 +201,13 @@ def _folder(name: str) -> Path:
         ) from error
 
 
-def _check_index(folder: Path, name: str) -> None:
-    index = folder / "model_index.json"
-    try:
-        entries = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelNotUsable(
-            f'the model "{name}" has no readable model_index.json ({error}); give a folder in diffusers layout'
-        ) from error
-    missing = [key for key in _parts(entries) if not (folder / key).is_dir()]
-    if missing:
-        raise ModelNotUsable(
-            f'the model "{name}" lacks its {", ".join(missing)}; fetch or copy it again, whole'
-        )
-
-
-def _parts(entries: dict[str, Any]) -> list[str]:
-    return [key for key, value in entries.items() if isinstance(value, list) and value[0]]
-
-
-def folder_settings(folder: Path, fallback: Defaults) -> Defaults:
-    """What the folder's t2iedit.json says of steps and guidance, else the fallback."""
-    path = folder / SETTINGS
-    if not path.exists():
-        return fallback
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    return Defaults(
-        settings.get("steps", fallback.steps),
-        settings.get("guidance_scale", fallback.guidance_scale),
-        fallback.size,
-    )
-
-
 def _device(device: str | torch.device | None) -> torch.device:
     if device is not None:
         try:
-            return torch.empty(0, device=device).device
+            probe = torch.zeros(1, device=device)
+            # A "meta" device makes tensors too, but computes nothing.
+            probe.item()
+            return probe.device
         except (RuntimeError, AssertionError) as error:
             reason = str(error).split("\n")[0].rstrip(".")
             raise ModelNotUsable(f'the device "{device}" cannot be used here ({reason})') from error
@@ -243,10 +217,9 @@ def _device(device: str | torch.device | None) -> torch.device:
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if not isinstance(dtype, str):
         return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ModelNotUsable(f'"{dtype}" is no dtype; give float32, bfloat16 or float16')
-    return found
+    if dtype not in DTYPES:
+        raise ModelNotUsable(f'"{dtype}" is no dtype to run a model in; give {", ".join(DTYPES)}')
+    return getattr(torch, dtype)
 
 
 def _sensible_dtype(folder: Path, device: torch.device) -> torch.dtype:
