@@ -247,7 +247,7 @@ def _acts(edit: Edit, at: float | None) -> bool:
 
 def _sentence(edit: type[Edit], error: ValidationError) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or "options"
+    key = ".".join(str(part) for part in first["loc"])
     known = list(edit.Options.model_fields)
     if first["type"] == "extra_forbidden":
         return f'{edit.name} has no option "{key}"; its options are {_listed(known)}'
@@ -255,7 +255,7 @@ def _sentence(edit: type[Edit], error: ValidationError) -> str:
         return f'{edit.name} needs the option "{key}": {edit.Options.model_fields[key].description}'
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    if key == "options":
+    if not first["loc"]:
         return f"{edit.name}: {message}"
     return f"{edit.name} cannot take {key}={first['input']!r}: {message}"
 

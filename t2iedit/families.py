@@ -62,10 +62,6 @@ class StableDiffusion3(Model):
     family = "sd3"
 
     def __init__(self, pipeline: Any) -> None:
-        if pipeline.text_encoder_3 is None:
-            raise ModelNotUsable(
-                "this SD3 has no T5 (text_encoder_3); load it with its third text encoder"
-            )
         layers: dict[str, Any] = {"layer": -2, "pooled": "text_embeds"}
         encoders = (
             TextEncoder("clip_l", pipeline.tokenizer, pipeline.text_encoder, **layers),
@@ -147,8 +143,19 @@ FAMILIES: dict[type[Model], tuple[type, ...]] = {
 def wrap_pipeline(pipeline: DiffusionPipeline) -> Model | None:
     for family, pipelines in FAMILIES.items():
         if isinstance(pipeline, pipelines):
+            _check_encoders(pipeline)
             return family(pipeline)  # type: ignore[call-arg]
     return None
+
+
+def _check_encoders(pipeline: DiffusionPipeline) -> None:
+    """SDXL's refiner has one encoder, and SD3 is often loaded without T5."""
+    read = ("text_encoder", "tokenizer")
+    missing = [k for k, part in pipeline.components.items() if k.startswith(read) and part is None]
+    if missing:
+        raise ModelNotUsable(
+            f"this {type(pipeline).__name__} has no {', '.join(missing)}; open it with all its text encoders"
+        )
 
 
 def default_settings(pipeline: Any) -> Defaults:

@@ -86,8 +86,12 @@ class Model(ABC):
         return "channels_last" if last and not weight.is_contiguous() else "contiguous"
 
     def encoder(self, name: str) -> TextEncoder:
-        """The encoder of this name."""
-        return next(encoder for encoder in self.encoders if encoder.name == name)
+        """The encoder of this name. Raises `InvalidRequest` with the names there are."""
+        for encoder in self.encoders:
+            if encoder.name == name:
+                return encoder
+        names = ", ".join(encoder.name for encoder in self.encoders)
+        raise InvalidRequest(f'this model has no encoder "{name}"; it has {names}')
 
     def inputs(self, conditioning: Conditioning) -> dict[str, Tensor]:
         """The conditioning under the names of the pipeline's own call, batch axis first."""

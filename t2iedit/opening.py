@@ -1,38 +1,27 @@
 """From a name, a folder or a live pipeline to a `Model`, on the right device in the right form."""
 
-import json
+import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from t2iedit.errors import ModelNotUsable, UserError
-from t2iedit.model import Defaults, Model
+from t2iedit.folders import check_folder, check_loaded, folder_settings
+from t2iedit.model import Model
 from t2iedit.plugins import installed
 
 SHAPES = Path(__file__).parent / "shapes" / "weights"
 TURBO = "shapes-turbo"
 BUNDLED = {"shapes": SHAPES} | ({TURBO: SHAPES} if (SHAPES / "turbo").is_dir() else {})
-SETTINGS = "t2iedit.json"
-"""A model folder may say here with how many steps and how much guidance it is meant to be run."""
 LARGE = 200_000_000
 """Bytes of denoiser weights above which half precision and other memory formats can pay on a CPU."""
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-class _Settings(BaseModel):
-    """What a folder may say of itself."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
-
-    steps: int = Field(1, ge=1)
-    guidance_scale: float = Field(0.0, ge=0)
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def open_model(
@@ -71,7 +60,7 @@ def open_model(
 
         folder = make_turbo(pipeline, folder)
     model = _wrap(pipeline, name)
-    model.defaults = folder_settings(folder, model.defaults)
+    model.defaults = folder_settings(folder, name, model.defaults)
     if offload is not None:
         set_memory_format(model.denoiser, memory_format or "contiguous")
         return _offloaded(model, offload, place)
@@ -126,7 +115,9 @@ def _wrap(pipeline: DiffusionPipeline, name: str) -> Model:
 
 
 def set_memory_format(denoiser: nn.Module, name: str) -> None:
-    """Lay the denoiser's weights out as `contiguous` or `channels_last`."""
+    """Lay the denoiser's weights out as `contiguous` or `channels_last`. Raises `ModelNotUsable` for other names."""
+    if name not in FORMATS:
+        raise ModelNotUsable(f'memory_format is {" or ".join(FORMATS)}, not "{name}"')
     denoiser.to(memory_format=FORMATS[name])  # type: ignore[call-overload]
 
 
@@ -171,16 +162,15 @@ def _time_once(model: Model) -> float:
 def _load(
     folder: Path, name: str, device: torch.device, dtype: torch.dtype | None
 ) -> DiffusionPipeline:
-    _check_index(folder, name)
+    check_folder(folder, name)
     dtype = dtype or _sensible_dtype(folder, device)
     try:
         hook = installed().manager.hook.open_checkpoint
         pipeline = hook(path=folder, device=device, dtype=dtype)
-        if pipeline is not None:
-            return pipeline
-        pipeline = DiffusionPipeline.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True
-        )
+        if pipeline is None:
+            pipeline = DiffusionPipeline.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True
+            ).to(device)
     except UserError:
         raise
     # Whatever a damaged checkpoint makes the libraries raise means the same to the user.
@@ -189,14 +179,16 @@ def _load(
         raise ModelNotUsable(
             f'the model "{name}" cannot be loaded ({reason}); fetch or copy it again, with safetensors weights'
         ) from error
-    return pipeline.to(device)
+    check_loaded(folder, name, pipeline)
+    return pipeline
 
 
 def _folder(name: str) -> Path:
-    if Path(name).is_dir():
+    # os.path, since pathlib raises for names that no file can have.
+    if os.path.isdir(name):
         return Path(name)
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
-    if looks_like_path or Path(name).exists():
+    if looks_like_path or os.path.exists(name):
         raise ModelNotUsable(
             f'there is no model "{name}"; give {", ".join(BUNDLED)}, a folder in diffusers layout or a hub id'
         )
@@ -210,48 +202,13 @@ def _folder(name: str) -> Path:
         ) from error
 
 
-def _check_index(folder: Path, name: str) -> None:
-    index = folder / "model_index.json"
-    try:
-        entries = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelNotUsable(
-            f'the model "{name}" has no readable model_index.json ({error}); give a folder in diffusers layout'
-        ) from error
-    if not isinstance(entries, dict):
-        raise ModelNotUsable(
-            f'the model_index.json of "{name}" is no JSON object; give a folder in diffusers layout'
-        )
-    missing = [key for key in _parts(entries) if not (folder / key).is_dir()]
-    if missing:
-        raise ModelNotUsable(
-            f'the model "{name}" lacks its {", ".join(missing)}; fetch or copy it again, whole'
-        )
-
-
-def _parts(entries: dict[str, Any]) -> list[str]:
-    return [key for key, value in entries.items() if isinstance(value, list) and value[0]]
-
-
-def folder_settings(folder: Path, fallback: Defaults) -> Defaults:
-    """What the folder's t2iedit.json says of steps and guidance, else the fallback."""
-    path = folder / SETTINGS
-    if not path.exists():
-        return fallback
-    try:
-        settings = _Settings.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelNotUsable(
-            f'"{path}" cannot be read ({reason}); it is a JSON object with steps and guidance_scale'
-        ) from error
-    return replace(fallback, **settings.model_dump(exclude_unset=True))
-
-
 def _device(device: str | torch.device | None) -> torch.device:
     if device is not None:
         try:
-            return torch.empty(0, device=device).device
+            probe = torch.zeros(1, device=device)
+            # A "meta" device makes tensors too, but computes nothing.
+            probe.item()
+            return probe.device
         except (RuntimeError, AssertionError) as error:
             reason = str(error).split("\n")[0].rstrip(".")
             raise ModelNotUsable(f'the device "{device}" cannot be used here ({reason})') from error
@@ -261,10 +218,9 @@ def _device(device: str | torch.device | None) -> torch.device:
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if not isinstance(dtype, str):
         return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ModelNotUsable(f'"{dtype}" is no dtype; give float32, bfloat16 or float16')
-    return found
+    if dtype not in DTYPES:
+        raise ModelNotUsable(f'"{dtype}" is no dtype to run a model in; give {", ".join(DTYPES)}')
+    return getattr(torch, dtype)
 
 
 def _sensible_dtype(folder: Path, device: torch.device) -> torch.dtype:

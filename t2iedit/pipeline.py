@@ -289,6 +289,7 @@ def denoise(
                 generator=generators if len(seeds) > 1 else generators[0],
                 callback_on_step_end=_follow(run, seeds[0], on_step),
             )
+        run.report["run"]["batch_size"] = len(seeds)
         yield from zip(output.images, seeds, strict=True)
 
 
@@ -356,10 +357,10 @@ def _follow(run: Run, seed: int, on_step: OnStep | None) -> Callable[..., dict[s
     run.step = 0
 
     def follow(pipeline: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        # Schedulers of second order call twice a step.
+        # Schedulers of second order call twice a step, PNDM once more than it has steps.
         order = getattr(pipeline.scheduler, "order", 1)
-        run.step = min(run.steps, index // order + 1)
-        if on_step is not None:
+        before, run.step = run.step, min(run.steps, index // order + 1)
+        if on_step is not None and run.step > before:
             on_step(Progress(seed, run.step, run.steps, values["latents"]))
         return values
 

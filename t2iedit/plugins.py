@@ -2,7 +2,9 @@
 
 import functools
 import importlib.metadata
+import sys
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint
@@ -29,7 +31,7 @@ class PluginInfo:
 
 @dataclass
 class Plugins:
-    """What is installed. `edits` by name; `hook` calls every plugin that loaded."""
+    """What is installed: `edits` by name, and a `manager` whose hooks call every plugin that loaded."""
 
     manager: pluggy.PluginManager = field(
         default_factory=lambda: pluggy.PluginManager(hookspecs.PROJECT)
@@ -89,14 +91,18 @@ def _load_one(plugins: Plugins, entry: EntryPoint) -> PluginInfo:
     module = None
 
     def register(edit: type[Edit]) -> None:
+        if edit.name in found:
+            raise PluginError(f'it registers two edits with the name "{edit.name}"')
         _refuse_taken(plugins, edit, f"{distribution} {version}")
         found[edit.name] = edit
 
     try:
-        module = entry.load()
-        plugins.manager.register(module, f"{distribution}:{entry.name}")
-        others = [plugin for plugin in plugins.manager.get_plugins() if plugin is not module]
-        plugins.manager.subset_hook_caller("register_edits", others)(register=register)
+        # What a plugin prints when imported must not stand among a command's results.
+        with redirect_stdout(sys.stderr):
+            module = entry.load()
+            plugins.manager.register(module, f"{distribution}:{entry.name}")
+            others = [plugin for plugin in plugins.manager.get_plugins() if plugin is not module]
+            plugins.manager.subset_hook_caller("register_edits", others)(register=register)
     # A plugin's import may do anything, so whatever it raises is that plugin's failure.
     except (Exception, SystemExit) as error:
         if module is not None and plugins.manager.is_registered(module):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from t2iedit.errors import OutputNotWritable, RecipeNotUsable
@@ -18,6 +18,9 @@ from t2iedit.hookspecs import hookimpl
 
 RECIPE = "t2iedit"
 PARAMETERS = "parameters"
+SETTINGS = ("model", "steps", "guidance_scale", "size", "dtype")
+COMPARED = "compared"
+"""What the columns and rows of a grid are; no single run repeats it."""
 LIBRARIES = ("torch", "diffusers", "transformers")
 MAX_PIXELS = 64_000_000
 
@@ -25,14 +28,18 @@ MAX_PIXELS = 64_000_000
 @hookimpl
 def image_ready(image: Any, request: Any, report: dict[str, Any]) -> None:
     """Record the request, complete with the defaults that held, and the circumstances."""
+    record(image, request, report)
+
+
+def record(image: Any, request: Any, report: dict[str, Any], **more: Any) -> None:
+    """The request and the circumstances, and `more` JSON values beside the request's."""
     run = report["run"]
-    settings = ("model", "steps", "guidance_scale", "size", "dtype")
-    recipe = request.to_json() | {key: run[key] for key in settings if run[key]}
+    recipe = request.to_json() | {key: run[key] for key in SETTINGS if run[key]}
     recipe |= {"seeds": list(request.seeds), "guidance_scale": run["guidance_scale"]}
     recipe["prompt"] = recipe.get("prompt") or run.get("conditioning", {}).get("prompt", "")
-    made_with = {key: value for key, value in run.items() if key not in settings}
+    made_with = {key: value for key, value in run.items() if key not in SETTINGS}
     made_with |= {"edits": report["edits"]}
-    image.info[RECIPE] = json.dumps(recipe | {"made_with": made_with}, ensure_ascii=False)
+    image.info[RECIPE] = json.dumps(recipe | more | {"made_with": made_with}, ensure_ascii=False)
     image.info[PARAMETERS] = parameters(recipe, run)
 
 
@@ -78,7 +85,10 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             text = image.info.get(RECIPE)
     except FileNotFoundError as error:
         raise RecipeNotUsable(f'there is no file "{path}"; give a PNG that t2iedit made') from error
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+    except RecipeNotUsable:
+        raise
+    # Whatever a damaged file makes Pillow raise means the same to the user.
+    except Exception as error:
         raise RecipeNotUsable(
             f'"{path}" cannot be read as a PNG ({error}); give a PNG that t2iedit made'
         ) from error
@@ -136,6 +146,10 @@ def _parse(text: str | None, path: str | Path) -> dict[str, Any]:
         raise RecipeNotUsable(f'the recipe in "{path}" is not valid JSON ({error})') from error
     if not isinstance(recipe, dict) or not isinstance(recipe.get("prompt", ""), str):
         raise RecipeNotUsable(f'the recipe in "{path}" has no prompt')
+    if COMPARED in recipe:
+        raise RecipeNotUsable(
+            f'"{path}" compares several images; make it again with t2iedit compare, or repeat one of them'
+        )
     return recipe
 
 

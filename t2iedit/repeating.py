@@ -14,6 +14,9 @@ from t2iedit.provenance import environment, read_recipe
 from t2iedit.request import Request
 from t2iedit.schedulers import using
 
+MADE_WITH = {"versions": dict, "loras": dict, "plugins": dict, "inputs": list, "memory_format": str}
+"""What the circumstances of an image are read as; a foreign recipe may hold anything there."""
+
 
 def recorded(path: str | Path) -> tuple[Request, dict[str, Any]]:
     """The request inside an image, and the circumstances of its making. Raises `RecipeNotUsable`."""
@@ -21,6 +24,9 @@ def recorded(path: str | Path) -> tuple[Request, dict[str, Any]]:
     made_with = recipe.pop("made_with", {})
     if not isinstance(made_with, dict):
         raise RecipeNotUsable(f'the recipe in "{path}" is damaged: made_with is no object')
+    for key, kind in MADE_WITH.items():
+        if not isinstance(made_with.get(key, kind()), kind):
+            raise RecipeNotUsable(f'the recipe in "{path}" is damaged: {key} is no {kind.__name__}')
     _refuse_missing(recipe, made_with, path)
     try:
         request = Request.from_json(recipe)
@@ -43,6 +49,7 @@ def differences(model: Model, request: Request, made_with: dict[str, Any]) -> li
         "device": model.device.type,
         "memory format": model.memory_format,
         "number of threads": torch.get_num_threads(),
+        "number of images per call": 1,
     } | environment()
     now |= {f"LoRA {lora.file}": digest(lora) for lora in request.loras}
     then = {
@@ -51,6 +58,7 @@ def differences(model: Model, request: Request, made_with: dict[str, Any]) -> li
         "device": made_with.get("device"),
         "memory format": made_with.get("memory_format"),
         "number of threads": made_with.get("threads"),
+        "number of images per call": made_with.get("batch_size"),
     } | made_with.get("versions", {})
     then |= {f"LoRA {file}": value for file, value in made_with.get("loras", {}).items()}
     return [
@@ -80,10 +88,13 @@ def _refuse_other_conditioning(request: Request, made_with: dict[str, Any]) -> N
 
 
 def _refuse_missing(recipe: dict[str, Any], made_with: dict[str, Any], path: str | Path) -> None:
-    sources = made_with.get("plugins", {})
-    edits = recipe.get("edits", [])
-    names = [edit.get("name") for edit in edits if isinstance(edit, dict)]
-    missing = [str(name) for name in names if name not in installed().edits]
+    sources, edits = made_with.get("plugins", {}), recipe.get("edits")
+    named = (
+        [edit.get("name") for edit in edits if isinstance(edit, dict)]
+        if isinstance(edits, list)
+        else []
+    )
+    missing = [name for name in named if isinstance(name, str) and name not in installed().edits]
     if missing:
         wanted = ", ".join(
             f'"{name}" of {sources.get(name, "an unknown plugin")}' for name in missing

@@ -20,6 +20,7 @@ from t2iedit.edit import Edit
 from t2iedit.errors import InvalidRequest, UserError
 from t2iedit.lora import Lora
 from t2iedit.plugins import installed
+from t2iedit.provenance import MAX_PIXELS
 from t2iedit.weighting import check as check_syntax
 
 MAX_SEED = 2**63 - 1
@@ -111,6 +112,13 @@ class Request(BaseModel):
             raise ValueError(f"a seed is a whole number from 0 to {MAX_SEED}")
         return seeds
 
+    @field_validator("size")
+    @classmethod
+    def _size_usable(cls, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        if size is not None and size[0] * size[1] > MAX_PIXELS:
+            raise ValueError(f"a picture has at most {MAX_PIXELS} pixels")
+        return size
+
     @model_validator(mode="after")
     def _syntax_known(self) -> "Request":
         check_syntax(self.syntax, self.weights)
@@ -154,12 +162,11 @@ def edit_to_json(edit: Edit) -> dict[str, Any]:
 
 
 def _edit_from_json(data: Any) -> Edit:
-    match data:
-        case {"name": str(name), "options": dict(options)} if len(data) == 2:
-            return installed().edit(name)(**options)
-        case {"name": str(name)} if len(data) == 1:
-            return installed().edit(name)()
-    raise ValueError('an edit is {"name": ..., "options": {...}}')
+    known = isinstance(data, dict) and not set(data) - {"name", "options"}
+    name, options = (data.get("name"), data.get("options", {})) if known else (None, None)
+    if not isinstance(name, str) or not isinstance(options, dict):
+        raise ValueError('an edit is {"name": ..., "options": {...}}')
+    return installed().edit(name)(**options)
 
 
 def _sentence(error: ValidationError) -> str:
@@ -192,13 +199,25 @@ def parse_seeds(text: str, name: str) -> tuple[int, ...]:
     """`7`, `0..7` (inclusive) or `1,5,9`; `name` is what to call them in a complaint. Raises `InvalidRequest`."""
     found = re.fullmatch(r"(\d{1,19})\.\.(\d{1,19})", text.strip())
     if found is None:
-        return tuple(whole(part, name) for part in text.split(","))
+        return _listed_seeds(text, name)
     first, last = int(found[1]), int(found[2])
     if last < first:
         raise InvalidRequest(f"{name} {text} is empty; write the smaller seed first")
     if last - first >= MAX_IMAGES:
         raise InvalidRequest(f"{name} {text} asks for more than {MAX_IMAGES} images at once")
     return tuple(range(first, last + 1))
+
+
+def _listed_seeds(text: str, name: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"\d{1,19}", part) for part in parts):
+        raise InvalidRequest(
+            f'{name} "{text}": write whole numbers, as a range 0..7 or a list 1,5,9'
+        )
+    seeds = tuple(map(int, parts))
+    if len(set(seeds)) < len(seeds):
+        raise InvalidRequest(f"{name} {text} has a seed twice, which would make one image twice")
+    return seeds
 
 
 def parse_size(text: str, name: str) -> tuple[int, int]:
@@ -209,10 +228,10 @@ def parse_size(text: str, name: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def whole(text: str, name: str) -> int:
-    """A seed as it is typed. Raises `InvalidRequest`."""
+def parse_seed(text: str, name: str) -> int:
+    """One seed as it is typed. Raises `InvalidRequest`."""
     if not re.fullmatch(r"\d{1,19}", text.strip()):
         raise InvalidRequest(
-            f'{name} "{text[:50]}": a seed is a whole number, a range 0..7 or a list 1,5,9'
+            f'{name} "{text[:50]}": a seed is a whole number; several are --seeds 0..7 or --seeds 1,5,9'
         )
     return int(text)

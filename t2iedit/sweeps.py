@@ -24,7 +24,7 @@ class Sweep:
 
     @property
     def labels(self) -> list[str]:
-        return [f"{self.key}={value:g}" for value in self.values]
+        return [f"{self.key}={value:.12g}" for value in self.values]
 
 
 def swept_values(text: str) -> tuple[int | float, ...] | None:

@@ -17,6 +17,9 @@ from t2iedit.errors import InvalidRequest, ModelNotUsable, SpanTruncated
 from t2iedit.spans import Span
 from t2iedit.wording import Wording
 
+LONGEST = 100_000
+"""Tokens; transformers says astronomically many where a tokenizer's configuration is missing."""
+
 
 class Kind(Enum):
     """What a token is, decided by its position, never by its id (SD 1.x pads with EOT, SD 2.x with "!")."""
@@ -158,6 +161,11 @@ class TextEncoder:
             raise ModelNotUsable(
                 f"the tokenizer {type(self.tokenizer).__name__} of the encoder {self.name!r} gives no character"
                 " offsets; load the model with fast tokenizers"
+            )
+        if self.length > LONGEST:
+            raise ModelNotUsable(
+                f'the tokenizer of the encoder "{self.name}" does not say how many tokens are read at once'
+                " (model_max_length in its tokenizer_config.json); fetch or copy the model again"
             )
 
     @property

@@ -231,6 +231,38 @@ def test_compare_sweeps_one_option_or_two(cli):
     assert pixels("grid.png").shape[1] > pixels("grid.png").shape[0]
 
 
+def test_compare_tells_an_edit_from_its_twin(cli):
+    decor = ("-e", "decor", "undesired=fog")
+    made = json.loads(cli("compare", "a cat", "--json", *decor, *decor, "-o", "g.png")[1])
+    assert list(made["columns"]) == [
+        "without",
+        "1. decor(undesired=['fog'])",
+        "2. decor(undesired=['fog'])",
+        "all",
+    ]
+
+
+def test_grid_says_what_it_compares_and_that_no_single_run_repeats_it(cli):
+    cli("compare", "a cat", "--seeds", "0..1", "-e", "decor", "undesired=fog", "-o", "g.png")
+    with Image.open("g.png") as image:
+        recipe, parameters = json.loads(image.info["t2iedit"]), image.info["parameters"]
+    assert recipe["seeds"] == [0, 1] and recipe["made_with"]["fingerprint"]
+    assert recipe["compared"] == {
+        "columns": ["without", "decor(undesired=['fog'])"],
+        "rows": ["seed 0", "seed 1"],
+    }
+    assert parameters.startswith("a cat\nSteps: 2, ")
+    code, out, err = cli("generate", "--from", "g.png", model=None)
+    assert (code, out, err.count("\n")) == (2, "", 1) and "compares several images" in err
+
+
+def test_repeating_one_of_a_batch_says_that_it_was_one_of_several(cli):
+    cli("generate", "a cat", "--seeds", "0..2", "--batch-size", "2", "-o", "x.png")
+    for seed, differs in ((0, True), (1, True), (2, False)):
+        code, _, err = cli("generate", "--from", f"x-{seed}.png", "-o", "y.png", model=None)
+        assert code == 0 and ("number of images per call was 2" in err) == differs
+
+
 def test_compare_with_one_edit_has_two_columns(cli):
     made = json.loads(
         cli("compare", "a cat", "--json", "-e", "decor", "undesired=fog", "-o", "g.png")[1]
@@ -296,6 +328,8 @@ def test_seeds_and_sizes_are_parsed():
 # What a user gets wrong: one sentence, exit code 2, nothing left behind.
 
 WRONG = {
+    "option without a name": (["generate", "a cat", "-e", "decor", "=x"], '"=x" after -e decor is not KEY=VALUE'),
+    "option called self": (["generate", "a cat", "-e", "decor", "self=1"], 'no option "self"'),
     "word after the edit's name": (["generate", "a", "-e", "decor", "undesired=x", "a cat"], "put the prompt before"),
     "unknown edit": (["generate", "a cat", "-e", "dekor"], 'did you mean "decor"'),
     "unknown option": (["generate", "a cat", "-e", "decor", "undesired=x", "beta=1"], 'no option "beta"'),
@@ -315,6 +349,10 @@ WRONG = {
     "seed no number": (["generate", "a cat", "--seed", "x"], "a seed is a whole number"),
     "negative seed": (["generate", "a cat", "--seed=-1"], "a seed is a whole number"),
     "huge seed": (["generate", "a cat", "--seed", "9999999999999999999"], "a seed is a whole number"),
+    "range for one seed": (["generate", "a cat", "--seed", "0..3"], "several are --seeds"),
+    "list that breaks off": (["generate", "a cat", "--seeds", "1,"], '--seeds "1,": write whole numbers'),
+    "seed twice": (["generate", "a cat", "--seeds", "1,2,1"], "has a seed twice"),
+    "thousands of digits": (["generate", "a cat", "--seeds", "0.." + "9" * 5000], "write whole numbers"),
     "empty range": (["generate", "a cat", "--seeds", "3..1"], "is empty"),
     "endless range": (["generate", "a cat", "--seeds", "0..99999999"], "more than 100000 images"),
     "no steps": (["generate", "a cat", "--steps", "0"], "steps=0"),
@@ -322,9 +360,19 @@ WRONG = {
     "guidance no number": (["generate", "a cat", "--guidance", "nan"], "guidance_scale=nan"),
     "size in words": (["generate", "a cat", "--size", "big"], "write width x height"),
     "size the model can't make": (["generate", "a cat", "--size", "65x64"], "multiples of 8"),
+    "size of a wall": (["generate", "a cat", "--size", "99992x99992"], "at most 64000000 pixels"),
     "no images a call": (["generate", "a cat", "--batch-size", "0"], "at least 1 image"),
     "dtype": (["generate", "a cat", "--dtype", "int8"], '"int8" is no dtype'),
+    "dtype that nothing computes in": (["generate", "a cat", "--dtype", "float8_e4m3fn"], "is no dtype to run a model in"),
+    "device that computes nothing": (["generate", "a cat", "--device", "meta"], 'the device "meta" cannot be used'),
+    "offload without a GPU": (["inspect", "a cat", "--offload", "model"], "there is none here"),
     "device": (["generate", "a cat", "--device", "quantum"], "quantum"),
+    "empty output": (["generate", "a cat", "-o", ""], "-o is empty"),
+    "output's name too long": (["generate", "a cat", "-o", "n" * 300 + ".png"], "cannot be written (File name too long)"),
+    "folder's name too long": (["generate", "a cat", "-o", "n" * 300], "cannot be written (File name too long)"),
+    "conditioning's name too long": (["encode", "a cat", "-o", "n" * 300 + ".safetensors"], "cannot be written"),
+    "model's name too long": (["generate", "a cat", "-m", "n" * 300], "there is no model"),
+    "image's name too long": (["generate", "--from", "n" * 300 + ".png"], "cannot be read as a PNG"),
     "not a png": (["generate", "a cat", "-o", "x.jpg"], "is not a .png name"),
     "from and prompt": (["generate", "a cat", "--from", "x.png"], "leave out prompt"),
     "from nothing": (["generate", "--from", "x.png"], "there is no file"),
@@ -436,6 +484,34 @@ def test_help_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", probe], capture_output=True).returncode == 0
 
 
+def test_reader_that_leaves_ends_the_run_quietly(tiny, tmp_path):
+    process = command(
+        "generate", "a cat", "-m", tiny, "--seeds", "0..5000", "-o", "out", cwd=tmp_path
+    )
+    assert process.stdout.readline().strip() == "out/0.png"
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(timeout=60) == 141
+    kept = list((tmp_path / "out").iterdir())
+    assert kept and all(pixels(path).shape == (64, 64, 3) for path in kept)
+
+
+def test_results_that_cannot_be_written_are_a_failure(tmp_path):
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "t2iedit", "edits", "decor", "--json"]
+        made = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert made.returncode == 1 and "No space left on device" in made.stderr
+    assert made.stderr.count("\n") == 1
+
+
+def test_interrupt_while_arguments_are_read_is_one_line(monkeypatch, capsys):
+    def interrupted(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(t2iedit.cli.Parser, "parse_args", lambda self, words: interrupted(words))
+    assert t2iedit.cli.main(["edits"]) == 130
+    assert capsys.readouterr().err == "t2iedit: interrupted; finished images are kept\n"
+
+
 def test_interrupt_keeps_finished_images_and_exits_130(tiny, tmp_path):
     process = command(
         "generate",
@@ -481,11 +557,22 @@ def broken(parser):
     raise ImportError("no module named counting")
 
 
+def exiting(parser):
+    sys.exit("I need Windows")
+
+
 @pytest.fixture
 def brought(monkeypatch):
     points = [
         EntryPoint(name, f"{__name__}:{function}", "t2iedit.commands")
-        for name, function in (("count", "add_count_arguments"), ("broken", "broken"))
+        for name, function in (
+            ("count", "add_count_arguments"),
+            ("broken", "broken"),
+            ("exiting", "exiting"),
+            ("twice", "add_count_arguments"),
+            ("twice", "broken"),
+            ("edits", "broken"),
+        )
     ]
     monkeypatch.setattr(t2iedit.cli, "entry_points", lambda group: points)
 
@@ -499,4 +586,16 @@ def test_a_plugins_command_is_listed_and_runs(cli, brought):
 def test_a_plugins_broken_command_hurts_itself_alone(cli, brought):
     code, _, err = cli("broken")
     assert code == 1 and err.count("\n") == 1 and "no module named counting" in err
+    code, _, err = cli("exiting")
+    assert code == 1 and err.startswith("t2iedit: ") and "I need Windows" in err
     assert cli("count", "3")[0] == 3
+
+
+def test_command_that_two_plugins_bring_is_refused_and_hurts_itself_alone(cli, brought):
+    code, _, err = cli("twice", "7")
+    assert code == 1 and err.count("\n") == 1 and 'several plugins bring the command "twice"' in err
+    assert cli("count", "3")[0] == 3
+
+
+def test_built_in_commands_stay_built_in(cli, brought):
+    assert "decor" in cli("edits")[1]

@@ -35,6 +35,8 @@ def test_stages_are_those_overridden():
     [
         ({}, "decor: nothing is undesired"),
         ({"undesired": ["fog"], "alfa": 1}, 'decor has no option "alfa"; its options are'),
+        ({"undesired": ["fog"], "self": 1}, 'decor has no option "self"'),
+        ({"undesired": ["fog"], "": 1}, 'decor has no option ""'),
         ({"undesired": ["fog"], "alpha": 2}, "decor cannot take alpha=2: input should be less"),
         ({"undesired": ["fog"], "alpha": float("nan")}, "decor cannot take alpha=nan"),
         ({"undesired": ["fog"], "alpha": "much"}, "decor cannot take alpha='much'"),

@@ -120,7 +120,7 @@ def test_sizes_are_those_of_the_patches(transformer):
 def test_sd3_without_t5_is_refused_and_schnell_knows_its_steps():
     pipeline = tiny_pipeline("sd3")
     pipeline.text_encoder_3 = None
-    with pytest.raises(ModelNotUsable, match="has no T5"):
+    with pytest.raises(ModelNotUsable, match="has no text_encoder_3"):
         t2iedit.open_model(pipeline)
     pipeline = tiny_pipeline("flux")
     pipeline.transformer.register_to_config(guidance_embeds=False)

@@ -39,6 +39,15 @@ def test_image_of_many_seeds_equals_the_seed_alone(model):
     assert np.array_equal(np.asarray(many[2]), np.asarray(alone))
 
 
+def test_one_image_a_call_is_the_default_wherever_one_stands(sd1):
+    run = t2iedit.start(sd1, t2iedit.Request(PROMPT, steps=1, seeds=(3, 4)))
+    (conditioning,) = t2iedit.condition([run])
+    for _ in t2iedit.denoise(run, conditioning):
+        assert run.report["run"]["batch_size"] == 1
+    report = t2iedit.generate(sd1, t2iedit.Request(PROMPT, steps=1, seeds=(3, 4))).report
+    assert report["run"]["batch_size"] == 1
+
+
 def test_batched_images_equal_singles_within_two_levels(model):
     request = t2iedit.Request(PROMPT, steps=3, seeds=(3, 4, 5))
     single = t2iedit.generate(model, request).images

@@ -113,6 +113,31 @@ def test_second_edit_of_a_name_is_refused_naming_both(entry):
     assert 'two plugins register the edit "fog": alpha 1.0 and beta 2.0' in str(failed.error)
 
 
+def test_two_edits_of_one_name_in_one_plugin_are_refused(entry):
+    def body(module):
+        edits = [type("Found", (t2iedit.Edit,), {"name": "fog"}) for _ in range(2)]
+
+        def register_edits(register):
+            for edit in edits:
+                register(edit)
+
+        module.register_edits = t2iedit.hookimpl(register_edits)
+
+    plugins = load([entry("twins", body), entry("good", registering("good"))])
+    (failed,) = plugins.failed
+    assert 'it registers two edits with the name "fog"' in str(failed.error)
+    assert set(plugins.edits) == {"good"}
+
+
+def test_what_a_plugin_prints_is_not_among_the_results(entry, capsys):
+    def body(module):
+        print("welcome")
+        registering("chatty")(module)
+
+    assert set(load([entry("chatty", body)]).edits) == {"chatty"}
+    assert capsys.readouterr() == ("", "welcome\n")
+
+
 def test_hook_that_raises_fails_its_own_plugin_only(entry):
     def body(module):
         def register_edits(register):

@@ -1,6 +1,10 @@
 """What made an image stands in the image, and can be repeated."""
 
 import json
+import random
+import struct
+import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -110,6 +114,90 @@ def test_unusable_recipe_is_one_sentence(made, change, sentence):
     rewritten(path, change)
     with pytest.raises(RecipeNotUsable, match=sentence):
         recorded(path)
+
+
+ODD = (None, True, 3, 0.5, "x", [], ["x"], [[]], {}, {"a": 1})
+
+
+def places(value, path=()):
+    """The path to everything inside a JSON value."""
+    yield path
+    inside = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    for key, part in inside:
+        yield from places(part, (*path, key))
+
+
+def put(recipe, path, odd):
+    *above, last = path
+    for key in above:
+        recipe = recipe[key]
+    recipe[last] = odd
+
+
+def test_recipe_damaged_anywhere_is_read_or_refused_in_one_sentence(made, sd1):
+    """A PNG may come from anywhere: no value in it makes anything but a `UserError`."""
+    path, _ = made
+    with Image.open(path) as image:
+        image.load()
+    paths = list(places(json.loads(image.info["t2iedit"])))[1:]
+    refused = 0
+    for place in paths:
+        for odd in ODD:
+            recipe = json.loads(image.info["t2iedit"])
+            put(recipe, place, odd)
+            # A picture of one pixel, since only its text matters.
+            chunks = PngImagePlugin.PngInfo()
+            chunks.add_itxt("t2iedit", json.dumps(recipe))
+            Image.new("RGB", (1, 1)).save(path, pnginfo=chunks)
+            try:
+                request, made_with = recorded(path)
+                differences(sd1, request, made_with)
+            except t2iedit.UserError as error:
+                assert "\n" not in str(error)
+                refused += 1
+    assert len(paths) > 30 and refused > len(paths)
+
+
+@pytest.mark.parametrize("key", ["versions", "loras", "plugins", "inputs", "memory_format"])
+def test_damaged_circumstances_are_named(made, key):
+    path, _ = made
+    rewritten(path, lambda recipe: recipe["made_with"].update({key: 3}))
+    with pytest.raises(RecipeNotUsable, match=f"is damaged: {key} is no"):
+        recorded(path)
+
+
+def test_bottomless_recipe_and_endless_picture_are_refused(made):
+    path, _ = made
+    small = path.read_bytes()
+    rewritten(path, lambda recipe: "[" * 100_000)
+    with pytest.raises(RecipeNotUsable, match="is not valid JSON"):
+        recorded(path)
+    header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + small[24:29]
+    path.write_bytes(small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:])
+    with pytest.raises(RecipeNotUsable, match="cannot be read as a PNG"):
+        recorded(path)
+
+
+def test_png_damaged_anywhere_is_read_or_refused_in_one_sentence(made):
+    path, _ = made
+    whole = path.read_bytes()
+    chance = random.Random(0)
+    for _ in range(150):
+        data = bytearray(whole)
+        at = chance.randrange(len(data))
+        if chance.random() < 0.5:
+            del data[at : at + chance.choice((1, 4, len(data)))]
+        else:
+            data[at] ^= chance.randrange(1, 256)
+        path.write_bytes(data)
+        with suppress(RecipeNotUsable):
+            recorded(path)
 
 
 def test_missing_plugin_is_named_with_its_distribution(made):

@@ -42,6 +42,11 @@ def test_seed_is_short_for_one_of_seeds_and_a_range_will_do():
         ({"colour": "red"}, 'a request has no "colour"; it has prompt, negative'),
         ({"edits": [{"options": {}}]}, "an edit is"),
         ({"edits": "decor"}, "edits is a list"),
+        ({"edits": [{"name": ["decor"]}]}, "an edit is"),
+        ({"edits": [{"name": "decor", "options": None}]}, "an edit is"),
+        ({"edits": [{"name": "decor", "options": [1]}]}, "an edit is"),
+        ({"size": (100_000, 1000)}, "at most 64000000 pixels"),
+        ({"self": 1}, 'a request has no "self"'),
     ],
 )
 def test_bad_request_is_one_sentence(values, sentence):

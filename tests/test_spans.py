@@ -10,10 +10,12 @@ def test_locate_ignores_case_and_runs_of_spaces():
     assert locate("A  Red   CAT sat", "red cat") == Span(3, 12)
 
 
-def test_red_is_not_found_inside_redwood():
+def test_red_is_not_found_inside_redwood_nor_at_the_end_of_tired():
     assert locate("a redwood and a red cat", "red") == Span(16, 19)
-    with pytest.raises(SpanNotFound):
-        locate("a redwood", "red")
+    assert locate("a tired, bored and red cat", "red") == Span(19, 22)
+    for text in ("a redwood", "a tired cat"):
+        with pytest.raises(SpanNotFound):
+            locate(text, "red")
 
 
 def test_number_names_the_occurrence():

@@ -142,6 +142,14 @@ def test_hook_is_gone_after_a_run_that_failed(sd1):
     assert not sd1.denoiser._forward_pre_hooks
 
 
+@pytest.mark.parametrize("scheduler", ["heun", "pndm"])
+def test_progress_counts_each_step_once_however_often_the_denoiser_is_called(sd1, scheduler):
+    heard = []
+    request = t2iedit.Request(PROMPT, steps=4, scheduler=scheduler)
+    t2iedit.generate(sd1, request, on_step=lambda p: heard.append(p.step))
+    assert heard == [1, 2, 3, 4]
+
+
 def test_progress_counts_steps_of_each_image(sd1):
     heard = []
     request = t2iedit.Request(PROMPT, steps=2, seeds=(4, 9))

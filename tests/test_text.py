@@ -67,6 +67,14 @@ def test_phrase_past_the_window_is_refused(sd1):
         tokens.indices(locate(text, "cat"))
 
 
+def test_phrase_cut_in_two_by_the_windows_end_is_refused(sd1):
+    text = "a " * 74 + "red cat"
+    tokens = sd1.encoders[0].tokenize(text)
+    assert tokens.lost == "cat" and tokens.indices(locate(text, "red")) == [75]
+    with pytest.raises(SpanTruncated, match='"red cat" lies beyond the 77 tokens'):
+        tokens.indices(locate(text, "red cat"))
+
+
 def test_prompt_that_fits_loses_nothing(sd1):
     assert sd1.encoders[0].tokenize("a cat").lost == ""
 

@@ -1,10 +1,11 @@
 """The command line; a command's module imports what is heavy only when it runs."""
 
 import argparse
+import os
 import sys
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from t2iedit.cli.terminal import silence_libraries
 
@@ -22,6 +23,8 @@ COMMANDS = {
 PLUGINS_COMMANDS = "t2iedit.commands"
 """Entry points here are functions that add a command's arguments to its parser and set its `run`."""
 INTERRUPTED = 130
+READER_GONE = 141
+"""What shells report for a command whose reader, `head` for instance, closed the pipe."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,12 +37,13 @@ class Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 when it failed, 2 for what the user got wrong."""
     words = sys.argv[1:] if argv is None else argv
-    args = parser(words[0] if words else "").parse_args(words)
-    if words[0] not in COMMANDS:
-        silence_libraries()
-    if args.debug:
-        return args.run(args)
-    return _guarded(args)
+    try:
+        args = parser(words[0] if words else "").parse_args(words)
+        if words[0] not in COMMANDS:
+            silence_libraries()
+        return args.run(args) if args.debug else _guarded(args)
+    except KeyboardInterrupt:
+        return _fail("interrupted; finished images are kept", INTERRUPTED)
 
 
 def parser(typed: str = "") -> Parser:
@@ -53,26 +57,42 @@ def parser(typed: str = "") -> Parser:
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         module = import_module(f"t2iedit.cli.{name}")
-        command = commands.add_parser(
-            name, help=summary, description=module.__doc__, allow_abbrev=False
-        )
-        command.add_argument("--debug", action="store_true", help="show tracebacks")
+        command = _command(commands, name, help=summary, description=module.__doc__)
         command.set_defaults(run=module.run)
         module.add_arguments(command)
-    for entry in sorted(entry_points(group=PLUGINS_COMMANDS), key=lambda entry: entry.name):
-        if entry.name not in COMMANDS:
-            command = commands.add_parser(entry.name, help=_origin(entry), allow_abbrev=False)
-            command.add_argument("--debug", action="store_true", help="show tracebacks")
-            if entry.name == typed:
-                _add_plugins_arguments(entry, command)
+    for name, entries in _brought().items():
+        command = _command(commands, name, help=" and ".join(map(_origin, entries)))
+        if name == typed:
+            _add_plugins_arguments(name, entries, command)
     return root
 
 
-def _add_plugins_arguments(entry: EntryPoint, command: argparse.ArgumentParser) -> None:
+def _command(commands: Any, name: str, **described: Any) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, allow_abbrev=False, **described)
+    command.add_argument("--debug", action="store_true", help="show tracebacks")
+    return command
+
+
+def _brought() -> dict[str, list[EntryPoint]]:
+    """The commands of plugins by name, with every plugin that brings one; built-in names stay built in."""
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in sorted(entry_points(group=PLUGINS_COMMANDS), key=lambda e: (e.name, _origin(e))):
+        if entry.name not in COMMANDS:
+            found.setdefault(entry.name, []).append(entry)
+    return found
+
+
+def _add_plugins_arguments(
+    name: str, entries: list[EntryPoint], command: argparse.ArgumentParser
+) -> None:
+    entry, *others = entries
+    if others:
+        origins = " and ".join(map(_origin, entries))
+        sys.exit(_fail(f'several plugins bring the command "{name}", {origins}; keep one', 1))
     try:
         entry.load()(command)
     # A plugin's import may do anything, so whatever it raises is that plugin's failure.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         sys.exit(_fail(f'the command "{entry.name}", {_origin(entry)}, failed to load: {error}', 1))
 
 
@@ -84,14 +104,26 @@ def _guarded(args: argparse.Namespace) -> int:
     from t2iedit.errors import UserError
 
     try:
-        return args.run(args)
+        code = args.run(args)
+        print(end="", flush=True)
+        return code
     except UserError as error:
         return _fail(str(error), 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted; finished images are kept", INTERRUPTED)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_gone():
+            return READER_GONE
         reason = " ".join(str(error).split()) or type(error).__name__
         return _fail(f"failed: {reason} (--debug shows where)", 1)
+
+
+def _reader_gone() -> bool:
+    """Whether nobody reads our output any more; what is left of it then goes nowhere, without complaint."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _fail(sentence: str, code: int) -> int:

@@ -129,10 +129,10 @@ def _by_encoder(words: list[str], flag: str) -> dict[str, str] | None:
 
 
 def _seeds(typed: dict[str, Any]) -> tuple[int, ...] | None:
-    from t2iedit.request import parse_seeds, whole
+    from t2iedit.request import parse_seed, parse_seeds
 
     if typed.get("seed") is not None:
-        return (whole(typed["seed"], "--seed"),)
+        return (parse_seed(typed["seed"], "--seed"),)
     return None if typed.get("seeds") is None else parse_seeds(typed["seeds"], "--seeds")
 
 
@@ -151,7 +151,7 @@ def parse_edit(words: list[str]) -> "Edit":
     values: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
-        if not equals:
+        if not equals or not key:
             raise InvalidOptions(
                 f'"{setting}" after -e {name} is not KEY=VALUE; put the prompt before the first -e, or after --'
             )

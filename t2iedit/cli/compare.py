@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     silence_libraries()
     from t2iedit.opening import open_model
     from t2iedit.plots import labelled_grid
-    from t2iedit.provenance import save_image
+    from t2iedit.provenance import record, save_image
     from t2iedit.request import Request
 
     args.edits, sweeps = split_sweeps(args.edits)
@@ -54,8 +54,10 @@ def run(args: argparse.Namespace) -> int:
     results = _generate(model, grid, args.batch_size)
     cells = [images for row in results for images in _by_seed(row)]
     rows = grid.rows or [f"seed {seed}" for seed in request.seeds]
-    save_image(labelled_grid(cells, grid.columns, rows, request.prompt), path)
     reports = [result.report for row in results for result in row]
+    picture = labelled_grid(cells, grid.columns, rows, request.prompt)
+    record(picture, request, reports[-1], compared={"columns": grid.columns, "rows": rows})
+    save_image(picture, path)
     warn([sentence for report in reports for sentence in report["warnings"]])
     if args.json:
         print_json({"path": str(path)} | _named_reports(grid, results))
@@ -87,8 +89,14 @@ def swept(request: "Request", sweeps: "Sequence[Sweep]") -> Grid:
 
 def comparisons(edits: "tuple[Edit, ...]") -> "list[tuple[str, tuple[Edit, ...]]]":
     """The columns: without, with each edit, and with all if there are several."""
+    labels = [repr(edit) for edit in edits]
+    # An edit given twice must not take its twin's place among the reports.
+    told = [
+        f"{number}. {label}" if labels.count(label) > 1 else label
+        for number, label in enumerate(labels, start=1)
+    ]
     columns: list[tuple[str, tuple[Edit, ...]]] = [("without", ())]
-    columns += [(repr(edit), (edit,)) for edit in edits]
+    columns += [(label, (edit,)) for label, edit in zip(told, edits, strict=True)]
     return [*columns, ("all", edits)] if len(edits) > 1 else columns
 
 

@@ -54,7 +54,7 @@ def describe(conditioning: "Conditioning") -> dict[str, Any]:
 
 def _checked(output: str) -> Path:
     path = Path(output)
+    check_writable(path)
     if path.suffix != ".safetensors" or path.is_dir():
         raise OutputNotWritable(f'"{output}" is not a .safetensors name; give one with -o')
-    check_writable(path.parent)
     return path

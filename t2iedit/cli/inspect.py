@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     path: Path | None = None
     if args.output is not None:
         (path,) = image_paths(args.output, request.prompt, request.seeds[:1])
-    model = open_model(request.model, device=args.device, dtype=request.dtype)
+    model = open_model(request.model, device=args.device, dtype=request.dtype, offload=args.offload)
     found = inspect(model, request)
     warn(found.report["warnings"])
     if path is not None:

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from t2iedit.errors import OutputNotWritable
@@ -13,22 +14,24 @@ def image_paths(output: str | None, prompt: str, seeds: Sequence[int]) -> list[P
 
     Raises `OutputNotWritable`.
     """
-    paths = _named(output, prompt, seeds)
-    for folder in {path.parent for path in paths}:
-        check_writable(folder)
-    for path in paths:
-        if path.is_dir():
-            raise OutputNotWritable(
-                f'"{path}" is a folder; give a file name or another folder with -o'
-            )
+    with _nameable(output):
+        paths = _named(output, prompt, seeds)
+        for folder in {path.parent for path in paths}:
+            check_writable(folder)
+        for path in paths:
+            if path.is_dir():
+                raise OutputNotWritable(
+                    f'"{path}" is a folder; give a file name or another folder with -o'
+                )
     return paths
 
 
 def check_writable(folder: Path) -> None:
     """Raises `OutputNotWritable` if files cannot be made there; makes nothing."""
     nearest = folder
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
+    with _nameable(str(folder)):
+        while not nearest.exists() and nearest != nearest.parent:
+            nearest = nearest.parent
     if not nearest.is_dir():
         raise OutputNotWritable(
             f'cannot write into "{folder}": "{nearest}" is a file; choose another -o'
@@ -39,9 +42,22 @@ def check_writable(folder: Path) -> None:
         )
 
 
+@contextmanager
+def _nameable(output: str | None) -> Iterator[None]:
+    """Names that no file can have, too long ones for instance, are refused."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputNotWritable(
+            f'"{str(output)[:40]}..." cannot be written ({error.strerror}); choose another -o'
+        ) from error
+
+
 def _named(output: str | None, prompt: str, seeds: Sequence[int]) -> list[Path]:
     if output is None:
         return [_free_name(prompt, seed) for seed in seeds]
+    if not output.strip():
+        raise OutputNotWritable("-o is empty; give a name, or leave it out for a free one here")
     path = Path(output)
     if path.is_dir() or not path.suffix or output.endswith(("/", os.sep)):
         return [path / f"{seed}.png" for seed in seeds]
