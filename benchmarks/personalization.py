@@ -196,12 +196,11 @@ def sheet(found: Found, concepts: Sequence[Unknown], size: int) -> Any:
     rows, labels = [], []
     for index, unknown in enumerate(concepts):
         for k in (0, 1):
-            cells = [pictures_of(unknown, size)[k]]
-            for way in SHOWN[1:]:
-                piece = found[way, STAGES[1]][index]
-                cells.append(piece.images(way, STAGES[1])[k * piece.job.seeds])
-            rows.append(cells)
-            labels.append(piece.prompts(unknown.placeholder)[k * piece.job.seeds])
+            pieces = {way: found[way, STAGES[1]][index] for way in SHOWN[1:]}
+            painted = [p.images(way, STAGES[1])[k * p.job.seeds] for way, p in pieces.items()]
+            rows.append([pictures_of(unknown, size)[k], *painted])
+            any_piece = pieces[SHOWN[1]]
+            labels.append(any_piece.prompts(unknown.placeholder)[k * any_piece.job.seeds])
     return t2iedit.labelled_grid(rows, list(SHOWN), labels)
 
 

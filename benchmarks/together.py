@@ -36,7 +36,7 @@ def paint(model: t2iedit.Model, requests: Sequence[t2iedit.Request]) -> tuple[li
             look = _Looks(runs)
             stack.enter_context(opened(model.denoiser, scheduler, look, guided=runs[0].guided))
         model.pipeline.set_progress_bar_config(disable=True)
-        width, height = runs[0].size
+        width, height = runs[0].size or model.defaults.size
         images = model.pipeline(
             **_stacked([model.inputs(conditioning) for conditioning in told]),
             num_inference_steps=runs[0].steps,

@@ -224,11 +224,14 @@ class _Learning:
                 write_concept(concept(), self.output)
             raise type(stopped)(f'{stopped}; the concept so far is in "{self.output}"') from stopped
         except OutputNotWritable as error:
-            if not self.folder.checkpoint.exists():
-                raise
+            self._tell_of_checkpoint(error)
+            raise
+        self.done[stage.name] = {"step": stage.steps} | stage.state()
+
+    def _tell_of_checkpoint(self, error: OutputNotWritable) -> None:
+        if self.folder.checkpoint.exists():
             told = f"{error}; the checkpoint before it is kept, and the run can be resumed"
             raise OutputNotWritable(told) from error
-        self.done[stage.name] = {"step": stage.steps} | stage.state()
 
     def _restore(self, stage: Stage, stages: dict[str, Any]) -> int:
         """Load what the checkpoint holds of a stage; the number of its steps done."""

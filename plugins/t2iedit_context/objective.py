@@ -87,15 +87,20 @@ def make_pair(model: Model, prompt: str, parts: Sequence[Part]) -> Pair:
     others = tuple(encoder.tokenize(with_categories) for encoder in model.encoders)
     # The authors' program keeps the BOS row.
     contexts: dict[Form, Any] = {
-        form: tuple(
-            _contexts(read, other, parts, bos=bos)
-            for read, other in zip(tokens, others, strict=True)
-        )
-        for form, bos in (("paper", False), ("code", True))
+        "paper": _all_contexts(tokens, others, parts, bos=False),
+        "code": _all_contexts(tokens, others, parts, bos=True),
     }
     with torch.no_grad():
         category = encoded(model, others, {})
     return Pair(tokens, category, contexts)
+
+
+def _all_contexts(
+    tokens: Sequence[Tokens], others: Sequence[Tokens], parts: Sequence[Part], *, bos: bool
+) -> tuple[tuple[list[int], list[int]], ...]:
+    return tuple(
+        _contexts(read, other, parts, bos=bos) for read, other in zip(tokens, others, strict=True)
+    )
 
 
 def _contexts(
