@@ -1,6 +1,7 @@
 """Integer layers against their simulation, layer by layer: forms, widths, dtypes, batches, BOS rows."""
 
 import itertools
+import time
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from t2iedit_mixdq.kernels import onednn
 from t2iedit_mixdq.kernels.base import Weights, geometry_of
 from t2iedit_mixdq.kernels.int_mm import IntMm, fits
 from t2iedit_mixdq.kernels.native import Passes, Remembered, passes
-from t2iedit_mixdq.memory import Watched, taken
+from t2iedit_mixdq.memory import EVERY, Watched, taken
 from t2iedit_mixdq.packing import pack, packed_size, unpack
 from t2iedit_mixdq.quantizers import observed_ranges
 from t2iedit_mixdq.schemes import integer_weight, split_channels
@@ -466,5 +467,6 @@ def test_peak_is_seen_though_it_is_given_back():
     with Watched(CPU) as watched:
         block = torch.ones(2**24)
         held = taken(CPU) - watched.start
+        time.sleep(20 * EVERY)
         del block
-    assert watched.peak >= held > 2**25
+    assert watched.peak >= held - 2**20 > 2**25

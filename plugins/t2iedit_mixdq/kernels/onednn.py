@@ -31,6 +31,7 @@ def fits(weights: Weights) -> str:
 
 LANE = 64
 """oneDNN fills up inputs to a multiple of this."""
+PERIOD = 4099
 Forms = dict[Geometry, tuple[Tensor, int]]
 """Blocked weights of each form, and how many outputs make a block of them."""
 Prepack = Callable[[Tensor], Tensor]
@@ -184,7 +185,10 @@ def as_rows(integers: Int8[Tensor, "out ..."]) -> Int8[Tensor, "out inputs"]:
 def _form(geometry: Geometry, prepack: Prepack) -> tuple[Tensor, int]:
     """Weights of this form as oneDNN orders them, and how many outputs make a block; 0 if they are ordered otherwise."""
     generator = torch.Generator().manual_seed(0)
-    probe = torch.randint(-128, 128, geometry.shape, dtype=torch.int8, generator=generator)
+    # A prime number of bytes over and over: no order but the right one puts them in their places.
+    period = torch.randint(-128, 128, (PERIOD,), dtype=torch.int8, generator=generator)
+    count = torch.Size(geometry.shape).numel()
+    probe = period.repeat(-(-count // PERIOD))[:count].view(geometry.shape)
     template, rows = prepack(probe), as_rows(probe)
     content = _bytes(template)
     trial = torch.empty_like(content)
