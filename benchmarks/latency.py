@@ -212,6 +212,10 @@ def openvino_step(unet: Any, inputs: dict[str, Any], *, int8: bool, threads: int
         unet, inputs = unet.float(), {key: floats(value) for key, value in inputs.items()}
     model = openvino.convert_model(unet, example_input=inputs)
     values = flat(inputs)
+    taking = openvino.preprocess.PrePostProcessor(model)
+    for index in range(len(values)):
+        taking.input(index).tensor().set_element_type(openvino.Type.f32)
+    model = taking.build()
     model.reshape(
         {port: value.shape for port, value in zip(model.inputs, values, strict=True)}  # static
     )

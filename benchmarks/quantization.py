@@ -14,7 +14,6 @@ widened `to_k` and `to_v` multiply by zero: the floating-point model is unchange
 
 import argparse
 import math
-import statistics
 import tempfile
 import time
 import warnings
@@ -26,7 +25,7 @@ from random import Random
 from typing import Any
 
 import torch
-from common import row, save, show
+from common import paired, row, save, share, show
 from diffusers import UNet2DConditionModel
 from PIL.Image import Image
 from t2iedit_decor import Decor
@@ -43,7 +42,7 @@ from t2iedit_zero import T2IZero
 
 import t2iedit
 from t2iedit.shapes.detector import detect
-from t2iedit.shapes.scoring import Z, score, wilson
+from t2iedit.shapes.scoring import score
 from t2iedit.shapes.tasks import Task, make_tasks
 from t2iedit.testing import tiny_pipeline
 
@@ -237,7 +236,11 @@ def compared(name: str, work: Work, images: list[Image]) -> list[dict[str, Any]]
     return [
         row(name, "SSIM", [ssim(reference, image) for reference, image in pairs]),
         accuracy(name, right),
-        difference(name, work.right, right),
+        paired(
+            name,
+            "prompts right, less whole",
+            [int(b) - int(a) for a, b in zip(work.right, right, strict=True)],
+        ),
     ]
 
 
@@ -319,18 +322,7 @@ def fulfilled(tasks: list[Task], images: list[Image]) -> list[bool]:
 
 def accuracy(name: str, right: list[bool]) -> dict[str, Any]:
     """The share of prompts fulfilled, with Wilson's interval."""
-    low, high = wilson(sum(right), len(right))
-    entry = row(name, "prompts right", [sum(right) / len(right)])
-    return entry | {"n": len(right), "low": low, "high": high}
-
-
-def difference(name: str, before: list[bool], after: list[bool]) -> dict[str, Any]:
-    """How many more prompts are fulfilled than by the whole model on the same prompts, as a share; 95 % interval."""
-    apart = [int(b) - int(a) for a, b in zip(before, after, strict=True)]
-    mean = statistics.fmean(apart)
-    spread = Z * statistics.stdev(apart) / math.sqrt(len(apart)) if len(apart) > 1 else 1.0
-    entry = row(name, "prompts right, less whole", [mean])
-    return entry | {"n": len(apart), "low": mean - spread, "high": mean + spread}
+    return share(name, "prompts right", sum(right), len(right))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Integer layers against their simulation, layer by layer: forms, widths, dtypes, batches, BOS rows."""
 
 import itertools
+import time
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from t2iedit_mixdq.kernels import onednn
 from t2iedit_mixdq.kernels.base import Weights, geometry_of
 from t2iedit_mixdq.kernels.int_mm import IntMm, fits
 from t2iedit_mixdq.kernels.native import Passes, Remembered, passes
-from t2iedit_mixdq.memory import Watched, taken
+from t2iedit_mixdq.memory import EVERY, Watched, taken
 from t2iedit_mixdq.packing import pack, packed_size, unpack
 from t2iedit_mixdq.quantizers import observed_ranges
 from t2iedit_mixdq.schemes import integer_weight, split_channels
@@ -105,16 +106,36 @@ def test_execution_agrees_with_simulation(form, weight_bits, act_bits):
 
 
 @needs_vnni
-@pytest.mark.parametrize("size", [(64, 64), (24, 40), (1000, 100), (5, 3)])
-def test_arranging_weights_equals_onednns_own_order(size):
-    forms = {}
+@pytest.mark.parametrize(
+    "shape",
+    [(64, 64), (24, 40), (1000, 100), (5, 3), (64, 32, 3, 3), (96, 64, 1, 1), (4, 320, 3, 3)],
+)
+def test_arranging_weights_equals_onednns_own_order(shape):
+    module = nn.Linear(*shape[::-1]) if len(shape) == 2 else nn.Conv2d(shape[1], *shape[::2])
+    geometry, forms = geometry_of(module), {}
+
+    def prepack(weight):
+        if len(shape) == 2:
+            return torch.ops.onednn.qlinear_prepack(weight, None)
+        form = [1, 1], [0, 0], [1, 1], 1
+        return torch.ops.onednn.qconv_prepack(weight, torch.ones(shape[0]), 1.0, 0, *form, None)
+
     for seed in range(2):
         generator = torch.Generator().manual_seed(seed + 5)
-        weight = torch.randint(-128, 128, size, dtype=torch.int8, generator=generator)
-        made = onednn.block_linear(weight, forms)
-        own = torch.ops.onednn.qlinear_prepack(weight, None)
-        assert torch.equal(onednn._bytes(made), onednn._bytes(own))
-    assert list(forms) == [size]
+        weight = torch.randint(-128, 128, shape, dtype=torch.int8, generator=generator)
+        if len(shape) == 4:
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        made = onednn.block(weight, forms, geometry, prepack)
+        assert torch.equal(onednn._bytes(made), onednn._bytes(prepack(weight.contiguous())))
+    assert list(forms) == [geometry]
+
+
+@needs_vnni
+@pytest.mark.parametrize("size", [(3, 5), (40, 24), (17, 11_520)])
+def test_row_sums_are_exact_beyond_sixteen_bits(size):
+    integers = torch.full(size, -128, dtype=torch.int8)
+    integers[0] = 127
+    assert torch.equal(onednn.row_sums(integers), integers.long().sum(1).int())
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -446,5 +467,6 @@ def test_peak_is_seen_though_it_is_given_back():
     with Watched(CPU) as watched:
         block = torch.ones(2**24)
         held = taken(CPU) - watched.start
+        time.sleep(20 * EVERY)
         del block
-    assert watched.peak >= held > 2**25
+    assert watched.peak >= held - 2**20 > 2**25

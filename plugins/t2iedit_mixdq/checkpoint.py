@@ -21,7 +21,7 @@ from t2iedit_mixdq.bos import BosLookup, BosRows, BosTable
 from t2iedit_mixdq.calibration import Ranges, make_scheme, text_rows
 from t2iedit_mixdq.errors import QuantisedModelNotUsable
 from t2iedit_mixdq.execution import Executed, Workshop, execute_layer, workshop
-from t2iedit_mixdq.kernels.base import geometry_of
+from t2iedit_mixdq.kernels.base import geometry_of, lying_last
 from t2iedit_mixdq.packing import pack, packed_size, unpack
 from t2iedit_mixdq.quantizers import Affine
 from t2iedit_mixdq.recipe import FILE, Recipe, check_fits, read_recipe, write_recipe
@@ -125,7 +125,9 @@ def packed_layer(
     """One layer's tensors; `rows` are the BOS rows that its original weights multiply."""
     assert scheme.delta is not None
     integers = integer_weight(module.weight, scheme, layer.split)
-    flat, bits = integers.contiguous().flatten().cpu(), scheme.weight_bits
+    # Channels last, as the kernels want them.
+    lying = integers.permute(0, 2, 3, 1) if integers.ndim == 4 else integers
+    flat, bits = lying.contiguous().flatten().cpu(), scheme.weight_bits
     yield f"{layer.name}.packed", flat.view(torch.uint8) if bits == 8 else pack(flat, bits)
     yield f"{layer.name}.delta", scheme.delta
     if scheme.multipliers is not None:
@@ -239,9 +241,8 @@ def stored_integers(layer: Layer, scheme: Scheme, shape: tuple[int, ...], shards
     """A layer's integers, one a byte."""
     bits = scheme.weight_bits
     stored = shards.take(f"{layer.name}.packed", size=packed_size(layer.weights, bits))
-    if bits == 8:
-        return stored.view(torch.int8).view(shape)
-    return unpack(stored, bits, layer.weights).view(shape)
+    flat = stored.view(torch.int8) if bits == 8 else unpack(stored, bits, layer.weights)
+    return lying_last(flat, shape)
 
 
 def load_layer(

@@ -73,14 +73,23 @@ class Weights:
         return multiplied(self.integers, self.multipliers)
 
 
+def lying_last(flat: Int8[Tensor, " n"], shape: tuple[int, ...]) -> Int8[Tensor, "out ..."]:
+    """Weights of this shape, (out, in, height, width) if they have four axes, that lie in memory with channels last."""
+    if len(shape) != 4:
+        return flat.view(shape)
+    out, inputs, *window = shape
+    return flat.view(out, *window, inputs).permute(0, 3, 1, 2)
+
+
 class Store:
-    """Integers in as few bytes as their bits ask for, in the order they came in."""
+    """Integers in as few bytes as their bits ask for, those of convolutions with their channels last."""
 
     def __init__(
         self, integers: Int8[Tensor, "out ..."], bits: int, multipliers: Tensor | None = None
     ) -> None:
         self.shape, self.bits, self.multipliers = integers.shape, bits, multipliers
-        flat = integers.contiguous().flatten()
+        lying = integers.permute(0, 2, 3, 1) if integers.ndim == 4 else integers
+        flat = lying.contiguous().flatten()
         self.content = flat.clone() if bits == 8 else pack(flat, bits)
 
     def integers(self) -> Int8[Tensor, "out ..."]:
@@ -88,7 +97,7 @@ class Store:
         flat = self.content
         if self.bits != 8:
             flat = unpack(flat, self.bits, self.shape.numel())
-        return multiplied(flat.view(self.shape), self.multipliers)
+        return multiplied(lying_last(flat, self.shape), self.multipliers)
 
     @property
     def nbytes(self) -> int:

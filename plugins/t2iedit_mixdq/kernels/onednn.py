@@ -1,14 +1,15 @@
 """Int8 on x86: oneDNN's linear and convolution, with bias, both scales and the output's dtype inside the kernel."""
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Int8, UInt8
+from jaxtyping import Int8, Int32, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from t2iedit_mixdq.kernels.base import Kernel, Weights
+from t2iedit_mixdq.kernels.base import Geometry, Kernel, Weights
 from t2iedit_mixdq.kernels.native import Remembered
 from t2iedit_mixdq.packing import pack, unpack_into
 from t2iedit_mixdq.quantizers import Affine
@@ -30,8 +31,11 @@ def fits(weights: Weights) -> str:
 
 LANE = 64
 """oneDNN fills up inputs to a multiple of this."""
-Forms = dict[tuple[int, ...], tuple[Tensor, int]]
-"""Blocked weights of each size, and the block they are made of."""
+PERIOD = 4099
+Forms = dict[Geometry, tuple[Tensor, int]]
+"""Blocked weights of each form, and how many outputs make a block of them."""
+Prepack = Callable[[Tensor], Tensor]
+"""oneDNN's own reordering."""
 
 
 class Scratch:
@@ -69,16 +73,16 @@ class OneDnn(Kernel):
         super().__init__(weights)
         self.bits, self.tools = weights.bits, tools
         self.zeros = torch.zeros(len(self.delta), dtype=torch.int32)
-        self.sums = weights.multiplied().flatten(1).sum(1, dtype=torch.int32)
+        self.sums = row_sums(as_rows(weights.multiplied()))
         self._linear = self.geometry.kind == "linear"
-        blocked = self._blocked(weights.integers.contiguous(), scratch.forms)
+        blocked = self._blocked(weights.integers, scratch.forms)
         self._whole = blocked if self.bits == 8 else None
         self._packed: Tensor | None = None
         self._groups: Tensor | None = None
         if self.bits != 8:
             self._pack(blocked, scratch)
         if weights.multipliers is not None:
-            self._group(weights.multipliers, scratch.forms[tuple(weights.integers.shape)][1])
+            self._group(weights.multipliers, scratch.forms[self.geometry][1])
 
         self._prepared: tuple[Affine, Tensor | None, Tensor] | None = None
 
@@ -101,8 +105,14 @@ class OneDnn(Kernel):
 
     def _blocked(self, integers: Tensor, forms: Forms) -> Tensor:
         if self._linear:
-            return block_linear(integers, forms)
-        return _ops.qconv_prepack(integers, self.delta, 1.0, 0, *self._form(), None)
+            return block(integers, forms, self.geometry, lambda w: _ops.qlinear_prepack(w, None))
+        steps, form = self.delta, self._form()
+        return block(
+            integers,
+            forms,
+            self.geometry,
+            lambda w: _ops.qconv_prepack(w, steps, 1.0, 0, *form, None),
+        )
 
     def _form(self) -> tuple:
         """How the convolution moves; its padding is in the image already."""
@@ -149,49 +159,76 @@ class OneDnn(Kernel):
         return self._shared
 
 
-def block_linear(integers: Int8[Tensor, "out in"], forms: Forms) -> Tensor:
-    """A linear layer's weights in oneDNN's blocked order.
+def block(
+    integers: Int8[Tensor, "out ..."], forms: Forms, geometry: Geometry, prepack: Prepack
+) -> Tensor:
+    """A layer's weights in oneDNN's blocked order.
 
-    oneDNN's own reordering takes longer than reading the weights from disk. So it does one of each size, and where
+    oneDNN's own reordering takes longer than reading the weights from disk. So it does one of each form, and where
     that turns out as `_arrange` would have it, the rest are arranged by torch into copies of that one.
     """
-    size = tuple(integers.shape)
-    if size not in forms:
-        forms[size] = _linear_form(*size)
-    template, block = forms[size]
-    if not block:
-        return _ops.qlinear_prepack(integers, None)
+    if geometry not in forms:
+        forms[geometry] = _form(geometry, prepack)
+    template, size = forms[geometry]
+    if not size:
+        return prepack(integers.contiguous())
     blocked = template.clone()
-    _arrange(integers, block, _bytes(blocked))
+    _arrange(as_rows(integers), size, _bytes(blocked))
     return blocked
 
 
-def _linear_form(out: int, inputs: int) -> tuple[Tensor, int]:
-    """Weights of this size as oneDNN orders them, and how many outputs make a block; 0 if they are ordered otherwise."""
+def as_rows(integers: Int8[Tensor, "out ..."]) -> Int8[Tensor, "out inputs"]:
+    """A row for each output; those of a convolution with its channels last."""
+    return integers.permute(0, 2, 3, 1).flatten(1) if integers.ndim == 4 else integers
+
+
+def _form(geometry: Geometry, prepack: Prepack) -> tuple[Tensor, int]:
+    """Weights of this form as oneDNN orders them, and how many outputs make a block; 0 if they are ordered otherwise."""
     generator = torch.Generator().manual_seed(0)
-    probe = torch.randint(-128, 128, (out, inputs), dtype=torch.int8, generator=generator)
-    template = _ops.qlinear_prepack(probe, None)
+    # A prime number of bytes over and over: no order but the right one puts them in their places.
+    period = torch.randint(-128, 128, (PERIOD,), dtype=torch.int8, generator=generator)
+    count = torch.Size(geometry.shape).numel()
+    probe = period.repeat(-(-count // PERIOD))[:count].view(geometry.shape)
+    template, rows = prepack(probe), as_rows(probe)
     content = _bytes(template)
     trial = torch.empty_like(content)
-    for block in (64, 48, 32, 16):
-        size = _padded(out, block) * (_padded(inputs, 64) + 4)
-        if size == len(content):
-            _arrange(probe, block, trial)
+    for size in (64, 48, 32, 16):
+        if _columns(rows.shape, size, len(content)):
+            _arrange(rows, size, trial)
             if torch.equal(trial, content):
-                return template, block
+                return template, size
     return template, 0
+
+
+def _columns(shape: tuple[int, ...], block: int, length: int) -> int:
+    """How many bytes of each row lie in blocks, if so many bytes may be blocks of `block` rows; else 0.
+
+    Linear layers are filled up to 64 inputs and have an int32 behind for each row; convolutions have neither.
+    """
+    out, inputs = shape
+    rows = _padded(out, block)
+    if length == rows * (_padded(inputs, LANE) + 4):
+        return _padded(inputs, LANE)
+    return inputs if length == rows * inputs and inputs % 4 == 0 else 0
 
 
 def _arrange(integers: Int8[Tensor, "out in"], block: int, into: Int8[Tensor, " n"]) -> None:
     """Blocks of outputs, in each the inputs by fours, in each its outputs; behind them minus the sums over inputs."""
     out, inputs = integers.shape
-    rows, columns = _padded(out, block), _padded(inputs, 64)
+    rows, columns = _padded(out, block), _columns(integers.shape, block, len(into))
     padded = integers
     if (rows, columns) != (out, inputs):
         padded = functional.pad(integers, (0, columns - inputs, 0, rows - out))
     fours = padded.contiguous().view(torch.int32).unflatten(0, (-1, block)).transpose(1, 2)
     into[: rows * columns].view(torch.int32).view(fours.shape).copy_(fours)
-    into[rows * columns :].view(torch.int32).copy_(padded.sum(1, dtype=torch.int32).neg_())
+    if len(into) > rows * columns:
+        into[rows * columns :].view(torch.int32).copy_(row_sums(padded).neg_())
+
+
+def row_sums(integers: Int8[Tensor, "out inputs"]) -> Int32[Tensor, " out"]:
+    """A product with ones: torch's own sum of bytes takes longer than loading them."""
+    ones = torch.ones(integers.shape[1], 8, dtype=torch.int8)
+    return torch._int_mm(integers.contiguous(), ones)[:, 0].contiguous()
 
 
 def _padded(size: int, block: int) -> int:
