@@ -169,6 +169,24 @@ def test_edit_that_breaks_its_contract_is_named(sd1, result, sentence):
         t2iedit.condition([run(sd1, edits=[Bad()])])
 
 
+def test_prompt_of_a_run_is_its_own_again_after_an_edit_failed(sdxl):
+    class Fails(t2iedit.Edit):
+        name = "fails"
+
+        def edit_embedding(self, embedding, run):
+            assert (
+                run.prompt == {"clip_l": "a red cat", "clip_g": "a dog"}[embedding.tokens.encoder]
+            )
+            if embedding.tokens.encoder == "clip_g":
+                raise RuntimeError("stop")
+            return embedding
+
+    begun = run(sdxl, prompts={"clip_g": "a dog"}, edits=[Fails()])
+    with pytest.raises(PluginError, match="stop"):
+        t2iedit.condition([begun])
+    assert begun.prompt == "a red cat"
+
+
 def test_negative_side_is_edited_only_by_edits_that_ask_for_it(sd1):
     class Both(Marker):
         name = "both"

@@ -36,6 +36,7 @@ LAYERS = [
     "steps",
     "pipeline",
     "modular",
+    "folders",
     "opening",
     "tiny",
     "testing",

@@ -110,6 +110,13 @@ def test_a_lora_acts_and_leaves_no_trace(files, family):
     assert same(before, state(model))
 
 
+def test_a_lora_is_frozen_like_the_rest(files, sd1):
+    t2iedit.generate(sd1, t2iedit.Request(PROMPT, steps=1, loras=[str(files["sd1"])]))
+    modules = [c for c in sd1.pipeline.components.values() if isinstance(c, torch.nn.Module)]
+    parameters = [p for m in modules for name, p in m.named_parameters() if "lora" in name]
+    assert parameters and not any(parameter.requires_grad for parameter in parameters)
+
+
 def test_scale_nought_changes_nothing(files, sd1):
     assert torch.equal(hidden(sd1, f"{files['sd1']}:0"), hidden(tiny_model("sd1")))
     assert not torch.allclose(hidden(sd1, f"{files['sd1']}:0.5"), hidden(sd1, files["sd1"]))

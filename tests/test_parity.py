@@ -73,3 +73,11 @@ def test_pipeline_is_left_with_its_own_progress_bar_and_hooks():
     model = t2iedit.open_model(pipeline)
     t2iedit.generate(model, t2iedit.Request(PROMPT, steps=1))
     assert pipeline._progress_bar_config == {"desc": "mine", "disable": True}
+
+    def fail(progress):
+        raise RuntimeError("stop")
+
+    pipeline.set_progress_bar_config(desc="mine")
+    with pytest.raises(RuntimeError, match="stop"):
+        t2iedit.generate(model, t2iedit.Request(PROMPT, steps=1), on_step=fail)
+    assert pipeline._progress_bar_config == {"desc": "mine"}

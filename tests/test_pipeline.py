@@ -93,6 +93,22 @@ def test_threads_get_each_their_own_picture(sd1):
     assert all(np.array_equal(got[index], image) for index, image in enumerate(expected))
 
 
+def test_model_is_held_between_the_images_of_a_request(sd1):
+    """Another thread must not patch the model there: the next image wants it as it is."""
+    free = []
+
+    def ask(image, request):
+        def take():
+            free.append(sd1.lock.acquire(blocking=False))
+
+        thread = threading.Thread(target=take)
+        thread.start()
+        thread.join()
+
+    t2iedit.generate(sd1, t2iedit.Request(PROMPT, steps=1, seeds=(1, 2)), on_image=ask)
+    assert free == [False, False]
+
+
 def test_images_made_before_an_interrupt_were_handed_out(sd1):
     seen = []
 

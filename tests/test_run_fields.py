@@ -120,6 +120,14 @@ def test_clip_skip_on_sdxl_is_diffusers_own(sdxl):
     assert np.array_equal(image, pixels(expected))
 
 
+def test_layers_are_read_again_as_before_after_a_failure(model):
+    before = model.encoders
+    with pytest.raises(RuntimeError, match="stop"), model.skipping(1):
+        assert model.encoders != before
+        raise RuntimeError("stop")
+    assert model.encoders is before
+
+
 def test_clip_skip_of_nothing_changes_nothing_and_of_too_much_is_refused(model):
     assert np.array_equal(painted(model, clip_skip=0), painted(model))
     with pytest.raises(InvalidRequest, match="has 3 layers; skip fewer"):

@@ -86,6 +86,16 @@ def test_encode_with_own_input_embeddings_changes_nothing(model):
         assert torch.equal(plain.hidden, given.hidden)
 
 
+def test_hook_for_own_embeddings_is_gone_after_a_failure(model):
+    for encoder in model.encoders:
+        tokens = encoder.tokenize(PROMPT)
+        plain, embeds = encoder.encode(tokens).hidden, encoder.embed(tokens)
+        with pytest.raises(RuntimeError):
+            encoder.encode(tokens, embeds[:, :-1])
+        assert torch.equal(encoder.encode(tokens).hidden, plain)
+        assert not encoder.transformer.get_input_embeddings()._forward_hooks
+
+
 def test_encode_is_differentiable_in_the_embeddings_of_later_rows_only(sd1):
     encoder = sd1.encoders[0]
     tokens = encoder.tokenize(PROMPT)
