@@ -145,7 +145,6 @@ def start(model: Model, request: Request, given: Conditioning | None = None, **i
     with model.skipping(run.clip_skip), using(model.pipeline, run.scheduler):
         if given is not None:
             check_given(model, request, given)
-        run.report["run"] = _circumstances(run)
         if run.negative and not run.guided:
             run.warn(
                 "without guidance there is no negative half, so the negative prompt is not used"
@@ -269,6 +268,9 @@ def denoise(
     model = run.model
     told = model.inputs(conditioning)
     run.tokens = _tokens(conditioning)
+    # Not at the start: looking through all of the denoiser's modules takes as long as encoding a prompt.
+    with model.lock, using(model.pipeline, run.scheduler):
+        run.report["run"] = _circumstances(run)
     for first in range(0, len(run.seeds), batch_size):
         seeds = list(run.seeds[first : first + batch_size])
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]

@@ -229,6 +229,14 @@ class TextEncoder:
 
     def tokenize(self, text: str | Wording) -> Tokens:
         """The prompt in this encoder's window, cut off at its end if need be."""
+        texts = self._known.get("texts")
+        if texts is None:
+            return self._tokenize(text)
+        if text not in texts:
+            texts[text] = self._tokenize(text)
+        return texts[text]
+
+    def _tokenize(self, text: str | Wording) -> Tokens:
         wording = text if isinstance(text, Wording) else Wording.of(text)
         encoded = self.tokenizer(
             wording.text,
@@ -297,7 +305,7 @@ class TextEncoder:
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """While this holds, `encode` without gradients does a text once: many prompts' edits look at the same one.
+        """While this holds, `tokenize`, and `encode` without gradients, do a text once: many edits look at the same one.
 
         Nothing may change the weights meanwhile.
         """

@@ -49,6 +49,7 @@ def describe(conditioning: "Conditioning") -> dict[str, Any]:
         "encoders": {e.tokens.encoder: list(e.hidden.shape) for e in conditioning.prompt},
         "negative": conditioning.negative is not None,
         "changes": [start for start, _ in conditioning.changes],
+        "history": list(conditioning.origin.history) if conditioning.origin else [],
     }
 
 
