@@ -30,7 +30,7 @@ from PIL import Image
 from readings import ROUNDS, Search, chosen, told
 from readings import SEED as CHOOSING
 from referees import Detector, GenEval, Referee, Sizes, Verdict, of_detection, picture
-from studio import Arm, Studio
+from studio import Arm, Studio, judged
 
 import t2iedit
 from t2iedit.errors import UserError
@@ -49,9 +49,9 @@ SHOWN, REBUILT = 8, 150
 """Prompts on the sheet, and drawn scenes for the ceiling."""
 
 
-def choose(studio: Studio, *, quick: bool) -> None:
-    tasks = studio.referee.tasks({row: 6 for row in SEVERAL} if quick else CHOOSING_SIZES, CHOOSING)
-    search = Search(studio, tasks, (4, 8, 12) if quick else ROUNDS)
+def choose(studio: Studio, referee: Referee, *, quick: bool) -> None:
+    tasks = referee.tasks({row: 6 for row in SEVERAL} if quick else CHOOSING_SIZES, CHOOSING)
+    search = Search(studio, referee, tasks, (4, 8, 12) if quick else ROUNDS)
     arms = chosen(search, quick=quick)
     values = {name: asdict(arm) for name, arm in arms.items()}
     path = choice_file(quick=quick)
@@ -64,15 +64,15 @@ def choice_file(*, quick: bool) -> Path:
     return CHOICE.with_stem(f"{CHOICE.stem}-quick") if quick else CHOICE
 
 
-def report(studio: Studio, sizes: Sizes, choice: Path, stem: str) -> None:
+def report(studio: Studio, referee: Referee, sizes: Sizes, choice: Path, stem: str) -> None:
     if not choice.exists():
         raise UserError(f'no options are chosen in "{choice}" yet; run the phase choose first')
     arms = [Arm(**values) for values in json.loads(choice.read_text())["chosen"].values()]
-    seen_before = {task.prompt for task in studio.referee.tasks(CHOOSING_SIZES, CHOOSING)}
+    seen_before = {task.prompt for task in referee.tasks(CHOOSING_SIZES, CHOOSING)}
     more = {row: 2 * n if row in SEVERAL else n for row, n in sizes.items()}
-    fresh = [t for t in studio.referee.tasks(more, REPORTING) if t.prompt not in seen_before]
+    fresh = [t for t in referee.tasks(more, REPORTING) if t.prompt not in seen_before]
     tasks = [task for row, n in sizes.items() for task in [t for t in fresh if t.row == row][:n]]
-    verdicts = studio.judged(arms, tasks, REPORTING)
+    verdicts = judged(studio, referee, arms, tasks, REPORTING)
     rows = [
         row
         for arm, each in zip(arms, verdicts, strict=True)
@@ -83,7 +83,7 @@ def report(studio: Studio, sizes: Sizes, choice: Path, stem: str) -> None:
     several = sum(task.row in SEVERAL for task in tasks)
     plain, *others = [studio.seconds(arm, REPORTING) for arm in arms]
     rows += [slowdown(arm, own, plain, several) for arm, own in zip(arms[1:], others, strict=True)]
-    if isinstance(studio.referee, Detector):
+    if isinstance(referee, Detector):
         rows += ceiling(studio.model, tasks[:: max(1, len(tasks) // REBUILT)])
     show(rows)
     save(stem, rows, {"model": studio.model.name, "arms": [asdict(arm) for arm in arms]})
@@ -161,13 +161,15 @@ def main(arguments: list[str] | None = None) -> None:
     world = options.model.startswith("shapes")
     name = options.referee or ("detector" if world else "geneval")
     referee: Referee = Detector() if name == "detector" else GenEval()
-    studio = Studio(t2iedit.open_model(options.model), referee, options.folder)
+    studio = Studio(t2iedit.open_model(options.model), options.folder)
     if options.phase == "choose":
-        choose(studio, quick=options.quick)
+        choose(studio, referee, quick=options.quick)
         return
     sizes = {row: 4 for row in REPORTING_SIZES} if options.quick else REPORTING_SIZES
     stem = "composition" if world else f"composition-{Path(options.model).name}"
-    report(studio, sizes, choice_file(quick=options.quick), stem + "-quick" * options.quick)
+    report(
+        studio, referee, sizes, choice_file(quick=options.quick), stem + "-quick" * options.quick
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from studio import Arm, Studio
+from referees import Referee
+from studio import Arm, Studio, judged
 from tqdm import tqdm
 
 from t2iedit.shapes.tasks import Task
@@ -55,6 +56,7 @@ class Search:
     """The choice of options, and the likeness of every candidate on as many prompts as it came to."""
 
     studio: Studio
+    referee: Referee
     tasks: list[Task]
     rounds: Sequence[int] = ROUNDS
     tried: list[dict[str, Any]] = field(default_factory=list)
@@ -71,7 +73,7 @@ class Search:
 
     def ranked(self, candidates: list[Arm], size: int) -> list[Arm]:
         tasks = self.tasks[:size]
-        verdicts = self.studio.judged(candidates, tasks, SEED)
+        verdicts = judged(self.studio, self.referee, candidates, tasks, SEED)
         likeness = [float(np.mean([v.likeness for v in each])) for each in verdicts]
         for arm, value, each in zip(candidates, likeness, verdicts, strict=True):
             right = float(np.mean([v.right for v in each]))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from referees import Referee, Verdict, as_asked, picture
 from together import paint
@@ -19,6 +19,18 @@ BATCH = 15
 """The sizes of all sets are multiples of it."""
 
 
+class Way(Protocol):
+    """A way to paint a prompt, told from others by its name and its values."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def values(self) -> dict[str, Any]: ...
+
+    def request(self, task: Task, seed: int) -> t2iedit.Request: ...
+
+
 @dataclass(frozen=True)
 class Arm:
     """One way to paint: T2I-Zero's options, compel's weight, and how the model is run."""
@@ -27,6 +39,10 @@ class Arm:
     zero: dict[str, Any] | None = None
     weight: float = 1.0
     run: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return asdict(self)
 
     def request(self, task: Task, seed: int) -> t2iedit.Request:
         phrases = [f"{color} {thing}" for color, thing in task.wanted.objects]
@@ -48,14 +64,14 @@ class Arm:
 class Studio:
     """A model and a folder of what it painted, arm by arm, laid out as GenEval reads it."""
 
-    def __init__(self, model: t2iedit.Model, referee: Referee, folder: Path) -> None:
-        self.model, self.referee, self.folder = model, referee, folder
+    def __init__(self, model: t2iedit.Model, folder: Path) -> None:
+        self.model, self.folder = model, folder
 
-    def place(self, arm: Arm, seed: int) -> Path:
-        values = asdict(arm) | {"model": self.model.fingerprint, "seed": seed}
+    def place(self, arm: Way, seed: int) -> Path:
+        values = arm.values | {"model": self.model.fingerprint, "seed": seed}
         return self.folder / f"{arm.name.replace(' ', '-')}-{digests.of_json(values, 10)}"
 
-    def paint(self, arms: Sequence[Arm], tasks: Sequence[Task], seed: int) -> None:
+    def paint(self, arms: Sequence[Way], tasks: Sequence[Task], seed: int) -> None:
         """What is not painted yet, batch by batch, the arms in turn, so that whatever else the machine does hits all."""
         jobs = [(first, arm) for first in range(0, len(tasks), BATCH) for arm in arms]
         waiting = [(arm, self._missing(first, arm, tasks, seed)) for first, arm in jobs]
@@ -73,18 +89,22 @@ class Studio:
                 file.write(json.dumps(timing) + "\n")
 
     def _missing(
-        self, first: int, arm: Arm, tasks: Sequence[Task], seed: int
+        self, first: int, arm: Way, tasks: Sequence[Task], seed: int
     ) -> list[tuple[int, Task]]:
         batch, place = list(enumerate(tasks))[first : first + BATCH], self.place(arm, seed)
         return [(index, task) for index, task in batch if not picture(place, index).exists()]
 
-    def seconds(self, arm: Arm, seed: int) -> dict[int, float]:
+    def seconds(self, arm: Way, seed: int) -> dict[int, float]:
         """A picture's, by the first of its batch, of full batches."""
         lines = (self.place(arm, seed) / "seconds.jsonl").read_text().splitlines()
         found = [json.loads(line) for line in lines]
         full = max(entry["n"] for entry in found)
         return {e["first"]: e["seconds"] / e["n"] for e in found if e["n"] == full}
 
-    def judged(self, arms: Sequence[Arm], tasks: Sequence[Task], seed: int) -> list[list[Verdict]]:
-        self.paint(arms, tasks, seed)
-        return [self.referee.judge(tasks, self.place(arm, seed)) for arm in arms]
+
+def judged(
+    studio: Studio, referee: Referee, arms: Sequence[Arm], tasks: Sequence[Task], seed: int
+) -> list[list[Verdict]]:
+    """Every arm's pictures of the tasks, painted where they are not yet."""
+    studio.paint(arms, tasks, seed)
+    return [referee.judge(tasks, studio.place(arm, seed)) for arm in arms]

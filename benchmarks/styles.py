@@ -77,12 +77,10 @@ STYLES = {
 }
 
 
-def look(image: Image.Image, style: str | None) -> tuple[bool, Detection]:
-    """Whether the picture has the style, and what objects it shows beneath."""
-    if style is None:
-        return False, detect(image)
+def look(image: Image.Image, style: str, unseen: tuple[str, ...] = ()) -> tuple[bool, Detection]:
+    """Whether the picture has the style, and what objects it shows beneath, these unseen shapes among them."""
     pixels = np.asarray(image.convert("RGB").resize((SIDE, SIDE)), float)
     own = STYLES[style]
     kept = own.strength(pixels) > ENOUGH
     bare = own.taken_off(pixels) if kept else pixels
-    return kept, detect(Image.fromarray(np.clip(bare, 0, 255).astype(np.uint8)))
+    return kept, detect(Image.fromarray(np.clip(bare, 0, 255).astype(np.uint8)), unseen)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from t2iedit.edit import Prompt as Prompt
     from t2iedit.edit import Run as Run
     from t2iedit.encoding import condition as condition
-    from t2iedit.encoding import encode_text as encode_text
+    from t2iedit.encoding import encode_texts as encode_texts
     from t2iedit.errors import EditNotSupported as EditNotSupported
     from t2iedit.errors import OutputNotWritable as OutputNotWritable
     from t2iedit.errors import SpanTruncated as SpanTruncated
@@ -71,7 +71,7 @@ _HOMES = {
     "condition": "encoding",
     "denoise": "pipeline",
     "encode": "pipeline",
-    "encode_text": "encoding",
+    "encode_texts": "encoding",
     "generate": "pipeline",
     "hookimpl": "hookspecs",
     "labelled_grid": "plots",
@@ -111,7 +111,7 @@ __all__ = [
     "condition",
     "denoise",
     "encode",
-    "encode_text",
+    "encode_texts",
     "generate",
     "hookimpl",
     "labelled_grid",

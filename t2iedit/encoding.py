@@ -59,20 +59,24 @@ def _check_encoders(run: Run, marks: tuple[EncoderMark, ...]) -> None:
 
 
 @torch.no_grad()
-def encode_text(run: Run, encoder: TextEncoder, text: str) -> TextEmbedding:
-    """A text of its own, no part of the prompt, as the encoder reads it in this run.
+def encode_texts(run: Run, encoder: TextEncoder, texts: Sequence[str]) -> list[TextEmbedding]:
+    """Texts of their own, no parts of the prompt, as the encoder reads them in this run; in one forward pass.
 
-    For edits that set the prompt against other texts: learned concepts stand where the text names their placeholders,
+    For edits that set the prompt against other texts: learned concepts stand where a text names their placeholders,
     LoRAs act, and what was encoded before is in `run.known`.
     """
-    job = Job(run, aside=text)
-    wording = _worded(job, encoder)
-    tokens = read(encoder, job.script(encoder), wording)
-    if tokens.lost:
-        _warn_of_loss(run, tokens, f'"{text}"')
-    key = job.key(encoder, wording)
-    embeds = _token_embeds(encoder, tokens, job.edits, run)
-    return _through(encoder, {key: (tokens, embeds)}, run.known, _place(encoder, run))[key]
+    unique: dict[tuple, tuple[Tokens, Tensor | None]] = {}
+    keys = []
+    for text in texts:
+        job = Job(run, aside=text)
+        wording = _worded(job, encoder)
+        tokens = read(encoder, job.script(encoder), wording)
+        if tokens.lost:
+            _warn_of_loss(run, tokens, f'"{text}"')
+        keys.append(job.key(encoder, wording))
+        unique[keys[-1]] = tokens, _token_embeds(encoder, tokens, job.edits, run)
+    found = _through(encoder, unique, run.known, _place(encoder, run))
+    return [found[key] for key in keys]
 
 
 def _apart(runs: Sequence[Run], skips: set[int | None], known: Known) -> list[Conditioning]:

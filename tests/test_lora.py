@@ -143,6 +143,15 @@ def test_several_act_together(files, sd1):
         for names in (("sd1",), ("other",), ("sd1", "other"))
     )
     assert not torch.allclose(both, one) and not torch.allclose(both, two)
+    by_hand = tiny_model("sd1")
+    layers = dict(by_hand.pipeline.text_encoder.named_modules())
+    for name in ("sd1", "other"):
+        weights = load_file(files[name])
+        for key in [key for key in weights if key.startswith("text_encoder.") and ".down." in key]:
+            layer = layers[key.removeprefix("text_encoder.").split(".lora")[0]]
+            change = weights[key.replace(".down.", ".up.")] @ weights[key]
+            layer.weight.data += ALPHA / RANK * change
+    assert torch.allclose(both, hidden(by_hand), atol=1e-4)
 
 
 def test_the_key_is_the_content_not_the_name(files, sd1, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 import t2iedit
-from t2iedit import EditNotSupported, Kind, Phrase, Prompt, Run, TextEmbedding, encode_text
+from t2iedit import EditNotSupported, Kind, Phrase, Prompt, Run, TextEmbedding, encode_texts
 from t2iedit_decor.projection import project_out, removed_energy, row_space
 
 ROWS = {
@@ -106,7 +106,7 @@ class Decor(t2iedit.Edit):
         """The rows X~, by the run's own encoder: its LoRAs act, and placeholders are their learned concepts."""
         encoder = run.model.encoder(embedding.tokens.encoder)
         kinds = ROWS[self.options.span]
-        others = [encode_text(run, encoder, text) for text in self.options.undesired]
+        others = encode_texts(run, encoder, self.options.undesired)
         rows = [other.hidden[other.tokens.of(*kinds)] for other in others]
         for phrase in self.options.phrases:
             rows.append(embedding.hidden[embedding.tokens.indices(run.span(phrase))])
