@@ -121,7 +121,7 @@ def test_folder_may_say_its_steps_and_guidance(folder):
 @pytest.mark.parametrize("text", ["{", "[]", '{"steps": 0}', '{"guidance_scale": "much"}'])
 def test_settings_that_make_no_sense_are_one_sentence(folder, text):
     (folder / "t2iedit.json").write_text(text)
-    with pytest.raises(ModelNotUsable, match="t2iedit.json.* cannot be read"):
+    with pytest.raises(ModelNotUsable, match="t2iedit.json"):
         open_model(folder)
 
 

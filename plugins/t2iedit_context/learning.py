@@ -148,6 +148,7 @@ class _Learning:
         with (
             interruptible() as self.interruption,
             _checkpointing(self.model.denoiser, self._checkpointed()),
+            _resumable(self.folder),
         ):
             setup = self._setup(pictures)
             vectors = self._embed(setup, stages)
@@ -223,15 +224,7 @@ class _Learning:
             if self.accelerator.is_main_process:
                 write_concept(concept(), self.output)
             raise type(stopped)(f'{stopped}; the concept so far is in "{self.output}"') from stopped
-        except OutputNotWritable as error:
-            self._tell_of_checkpoint(error)
-            raise
         self.done[stage.name] = {"step": stage.steps} | stage.state()
-
-    def _tell_of_checkpoint(self, error: OutputNotWritable) -> None:
-        if self.folder.checkpoint.exists():
-            told = f"{error}; the checkpoint before it is kept, and the run can be resumed"
-            raise OutputNotWritable(told) from error
 
     def _restore(self, stage: Stage, stages: dict[str, Any]) -> int:
         """Load what the checkpoint holds of a stage; the number of its steps done."""
@@ -352,6 +345,18 @@ def _autocast(
     if dtype is None:
         return nullcontext
     return lambda: torch.autocast(device.type, dtype)
+
+
+@contextmanager
+def _resumable(folder: RunFolder) -> Iterator[None]:
+    """What cannot be written, on a full disc say, comes with the news that an older checkpoint is there."""
+    try:
+        yield
+    except OutputNotWritable as error:
+        if not folder.checkpoint.exists():
+            raise
+        told = f"{error}; the last checkpoint is kept, and the run can be resumed"
+        raise OutputNotWritable(told) from error
 
 
 @contextmanager

@@ -535,6 +535,23 @@ def test_full_disc_stops_the_run_and_leaves_no_rest(sd1, tmp_path):
     assert not any(".attn2." in n and "Opened" in repr(p) for n, p in processors(sd1))
 
 
+def test_disc_that_fills_up_later_leaves_the_last_checkpoint(sd1, tmp_path):
+    output = tmp_path / "x.safetensors"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(progress):
+        if progress.step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+
+    try:
+        with pytest.raises(OutputNotWritable, match="last checkpoint is kept"):
+            learn(sd1, pictures(), settings(), output, save_every=2, on_step=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resumed = learn(sd1, pictures(), settings(), output, resume=True).concept
+    assert equal(resumed.vectors, vectors(sd1, tmp_path, "whole", settings()))
+
+
 def processors(model):
     return model.denoiser.attn_processors.items()
 
