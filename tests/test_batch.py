@@ -117,7 +117,7 @@ def test_defaults_fill_what_a_line_leaves_out(tmp_path):
         ),
         ('{"prompt": "a", "loras": 3}', "loras is a list"),
         ('{"prompt": "a", "loras": [{"file": "x", "size": 1}]}', 'loras.0 has no "size"'),
-        ('{"prompt": "a", "seeds": "0..' + "9" * 5000 + '"}', "a seed is a whole number"),
+        ('{"prompt": "a", "seeds": "0..' + "9" * 5000 + '"}', "whole numbers"),
         ('{"prompt": "a", "stepps": 3}', 'a request has no "stepps"'),
         ('{"prompt": "a", "edits": [{"name": "dekor"}]}', 'did you mean "decor"'),
         ('{"prompt": "a", "size": "big"}', "write width x height"),

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from t2iedit_mixdq.calibration import Settings, calibrate
-from t2iedit_mixdq.checkpoint import write_model
+from t2iedit_mixdq.checkpoint import Found, write_model
 from t2iedit_mixdq.recipe import Recipe, uniform
 from t2iedit_mixdq.wiring import survey
 
@@ -243,7 +243,7 @@ def test_a_lora_comes_before_quantising_and_not_after(files, sd1, tmp_path):
     folder, layers = tmp_path / "packed", survey(sd1.denoiser)
     recipe = Recipe(uniform(layers, 8), uniform(layers, 16))
     ranges = calibrate(sd1, Settings((PROMPT,), batch=1, steps=1))
-    write_model(sd1, recipe, ranges, folder)
+    write_model(sd1, recipe, Found(ranges), folder)
     packed = t2iedit.open_model(folder)
     plain = picture(packed)
     with pytest.raises(LoraNotUsable, match="before that model is quantised"):
