@@ -110,20 +110,16 @@ def _guarded(args: argparse.Namespace) -> int:
     except UserError as error:
         return _fail(str(error), 2)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _reader_gone():
+        if isinstance(error, BrokenPipeError):
+            _silence()
             return READER_GONE
         reason = " ".join(str(error).split()) or type(error).__name__
         return _fail(f"failed: {reason} (--debug shows where)", 1)
 
 
-def _reader_gone() -> bool:
-    """Whether nobody reads our output any more; what is left of it then goes nowhere, without complaint."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+def _silence() -> None:
+    """Nobody reads our output any more; what is left of it goes nowhere, without complaint."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(sentence: str, code: int) -> int:
