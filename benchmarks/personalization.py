@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from personalization_clip import STEPS as CLIP_STEPS
 from personalization_clip import Clip, of_the_world, pretrained
-from personalization_concepts import REPORTED, Unknown, pictures_of, teach_renderer
+from personalization_concepts import REPORTED, TUNING, Unknown, pictures_of, teach_renderer
 from personalization_cost import PLAIN, cost_rows
 from personalization_pieces import CEILING, FITTED, FLOOR, STAGES, Job, Piece, Place, pieces_of
 
@@ -61,6 +61,7 @@ def main() -> None:
     model = t2iedit.open_model(options.model, device=options.device, dtype="float32")
     concepts = REPORTED[:: len(REPORTED) - 1] if options.quick else REPORTED
     jobs = jobs_of(concepts, options)
+    print(f'every row: preset "shapes", tuned on {", ".join(u.name for u in TUNING)}')
     print_rows(rows := cost_rows(model, REPORTED[0], 3 if options.quick else 20))
     pieces = pieces_of(jobs, place_of(options), options.workers)
     if len(pieces) < len(jobs):
