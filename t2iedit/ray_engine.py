@@ -53,9 +53,11 @@ def on_ray(workers: int, address: str | None = None) -> Engine:
         ours = not ray.is_initialized()
         if ours:
             _connect(ray, address)
+        crew = _Crew(ray, singles, setup, min(workers, len(singles)))
         try:
-            yield from _Crew(ray, singles, setup, min(workers, len(singles))).paint()
+            yield from crew.paint()
         finally:
+            crew.dismiss()
             if ours:
                 ray.shutdown()
 
@@ -73,8 +75,15 @@ class _Crew:
         gpu = setup.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
         self.wants = {"num_cpus": threads, "num_gpus": int(gpu)}
         self.setup = replace(setup, threads=threads)
+        self.actors: list[Any] = []
         for _ in range(workers):
             self._hire()
+
+    def dismiss(self) -> None:
+        """Give back at once what the actors hold of the cluster."""
+        for actor in self.actors:
+            with suppress(Exception):
+                self.ray.kill(actor)
 
     def paint(self) -> Iterator[Made]:
         from t2iedit.cli.terminal import warn
@@ -94,6 +103,7 @@ class _Crew:
 
     def _hire(self) -> None:
         actor = self.ray.remote(**self.wants)(RayPainter).remote(self.setup, os.getcwd())
+        self.actors.append(actor)
         self.running[actor.ready.remote()] = actor, None
 
     def _hear(self, answer: Any) -> list[Made]:
