@@ -485,12 +485,12 @@ def test_help_imports_no_torch():
 
 
 def test_reader_that_leaves_ends_the_run_quietly(tiny, tmp_path):
-    process = command(
+    with command(
         "generate", "a cat", "-m", tiny, "--seeds", "0..5000", "-o", "out", cwd=tmp_path
-    )
-    assert process.stdout.readline().strip() == "out/0.png"
-    process.stdout.close()
-    assert process.stderr.read() == "" and process.wait(timeout=60) == 141
+    ) as process:
+        assert process.stdout.readline().strip() == "out/0.png"
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait(timeout=60) == 141
     kept = list((tmp_path / "out").iterdir())
     assert kept and all(pixels(path).shape == (64, 64, 3) for path in kept)
 
