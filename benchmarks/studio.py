@@ -75,7 +75,9 @@ class Studio:
         """What is not painted yet, batch by batch, the arms in turn, so that whatever else the machine does hits all."""
         jobs = [(first, arm) for first in range(0, len(tasks), BATCH) for arm in arms]
         waiting = [(arm, self._missing(first, arm, tasks, seed)) for first, arm in jobs]
-        for arm, batch in tqdm([job for job in waiting if job[1]], unit="batch", leave=False):
+        for arm, batch in tqdm(
+            [job for job in waiting if job[1]], unit="batch", leave=False, disable=None
+        ):
             requests = [arm.request(task, 1000 * seed + index) for index, task in batch]
             images, seconds = paint(self.model, requests)
             for (index, task), image in zip(batch, images, strict=True):
