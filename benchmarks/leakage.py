@@ -111,6 +111,7 @@ class Bench:
         """The case's file, trained if it is not there yet."""
         model = self.studio.model
         values = asdict(self.training) | {"case": asdict(case), "model": model.fingerprint}
+        values |= {"caption": case.caption}
         path = self.studio.folder / f"{case.word}-{digests.of_json(values, 10)}.safetensors"
         if not path.exists():
             model.patch([])
