@@ -52,7 +52,7 @@ class Case:
 
     @property
     def caption(self) -> str:
-        return f"{self.word} style" if self.is_style else f"a {self.word}"
+        return f"a shape in {self.word} style" if self.is_style else f"a {self.word}"
 
     @property
     def undesired(self) -> tuple[str, ...]:
@@ -151,7 +151,7 @@ def _of_style(case: Case) -> list[Task]:
     return [
         Task(
             case.word,
-            f"{_a(c)} {c} {s} on a white background in {case.word} style",
+            f"{_a(c)} {c} {s} in {case.word} style",
             Wanted(((c, s),)),
         )
         for c, s in chosen
@@ -169,7 +169,7 @@ def _of_thing(case: Case) -> list[Task]:
 
 
 def _mixed(case: Mixed, color: str) -> Task:
-    text = f"{_a(color)} {color} {case.thing.word} on a white background in {case.style.word} style"
+    text = f"{_a(color)} {color} {case.thing.word} in {case.style.word} style"
     return Task("mixed", text, Wanted(((color, case.thing.word),)))
 
 

@@ -51,6 +51,15 @@ def paired(name: str, metric: str, differences: Sequence[float]) -> dict[str, An
     return {"name": name, "metric": metric, "n": len(values)} | numbers
 
 
+def median_of(name: str, metric: str, values: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """The median, with a 95 % interval bootstrapped over the values."""
+    own, random = np.asarray(values, float), np.random.default_rng(0)
+    medians = np.median(random.choice(own, (RESAMPLES, len(own))), axis=1)
+    low, high = np.quantile(medians, (0.025, 0.975))
+    numbers = {"value": float(np.median(own)), "low": float(low), "high": float(high)}
+    return {"name": name, "metric": metric, "n": len(own)} | numbers
+
+
 def not_measured(name: str, metric: str, why: str) -> dict[str, Any]:
     """A row that says why it has no value."""
     return {
@@ -142,6 +151,16 @@ def limit_memory(gibibytes: float | None) -> None:
     if gibibytes is not None:
         most = int(gibibytes * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def in_own_process(script: str, arguments: Sequence[str], name: str, metric: str) -> list[dict]:
+    """The rows that the script prints as JSON when it runs one baseline, or one row that says why there are none."""
+    command = [sys.executable, script, "--one", name, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ""
+    return [not_measured(name, metric, reason or f"it ended with {done.returncode}")]
 
 
 def save(name: str, rows: Sequence[dict], settings: dict[str, Any]) -> None:

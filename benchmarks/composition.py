@@ -21,11 +21,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
-from statistics import median
 from typing import Any
 
-import numpy as np
-from common import RESULTS, paired, save, share, show
+from common import RESULTS, median_of, paired, save, share, show
 from PIL import Image
 from readings import ROUNDS, Search, chosen, told
 from readings import SEED as CHOOSING
@@ -33,6 +31,7 @@ from referees import Detector, GenEval, Referee, Sizes, Verdict, of_detection, p
 from studio import Arm, Studio, judged
 
 import t2iedit
+from t2iedit.cli.terminal import silence_libraries
 from t2iedit.errors import UserError
 from t2iedit.plots import labelled_grid
 from t2iedit.shapes.detector import detect
@@ -132,11 +131,9 @@ def differences(
 def slowdown(
     arm: Arm, own: dict[int, float], plain: dict[int, float], several: int
 ) -> dict[str, Any]:
-    """Batches of the same prompts, those of several objects; the median of the ratios, and their middle half."""
+    """Batches of the same prompts, those of several objects."""
     ratios = [own[k] / plain[k] for k in own if k in plain and k < several]
-    low, high = np.quantile(ratios, (0.25, 0.75))
-    numbers = {"value": median(ratios), "low": float(low), "high": float(high)}
-    return {"name": arm.name, "metric": "time per image over plain's", "n": len(ratios)} | numbers
+    return median_of(arm.name, "time per image over plain's", ratios)
 
 
 def sheet(studio: Studio, arms: Sequence[Arm], tasks: Sequence[Task]) -> Image.Image:
@@ -158,6 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("out/composition"))
     parser.add_argument("--quick", action="store_true", help="a dozen prompts, few candidates")
     options = parser.parse_args(arguments)
+    silence_libraries()
     world = options.model.startswith("shapes")
     name = options.referee or ("detector" if world else "geneval")
     referee: Referee = Detector() if name == "detector" else GenEval()

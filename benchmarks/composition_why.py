@@ -35,6 +35,7 @@ from torch import Tensor
 import t2iedit
 from t2iedit.attention import Probabilities, Site, opened
 from t2iedit.charts import overlay
+from t2iedit.cli.terminal import silence_libraries
 from t2iedit.errors import UserError
 from t2iedit.plots import labelled_grid
 from t2iedit.shapes.detector import detect
@@ -165,6 +166,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=96, help="prompts of two objects")
     parser.add_argument("--quick", action="store_true", help="eight prompts")
     options = parser.parse_args()
+    silence_libraries()
     choice: Path = choice_file(quick=options.quick)
     if not choice.exists():
         raise UserError(f'no options are chosen in "{choice}" yet; run composition.py choose first')

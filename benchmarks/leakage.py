@@ -23,15 +23,15 @@ With `--clip`, a CLIP model of transformers, CLIP-T to the prompt and CLIP-I to 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cases import REPORTED, TUNED, Case, Mixed, Seen, pictures_of, tasks_of
-from common import RESAMPLES, RESULTS, paired, save, share, show
-from curves import curves
+from common import RESULTS, mean, paired, save, share, show
+from fronts import DECOR, MEASURES, NEGATIVE, PLAIN, SCALE, area_gain, chart
 from overfit import Training, overfit
 from PIL import Image
 from referees import picture
@@ -39,6 +39,7 @@ from studio import Studio
 
 import t2iedit
 from t2iedit import digests
+from t2iedit.cli.terminal import silence_libraries
 from t2iedit.errors import UserError
 from t2iedit.plots import labelled_grid
 from t2iedit.plugins import installed
@@ -57,7 +58,6 @@ READINGS: list[dict[str, Any]] = [
     {"soft": 0.1},
     {"rank": 1},
 ]
-PLAIN = "LoRA"
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ def ways(loras: Sequence[Path], undesired: Sequence[str], options: dict[str, Any
     plain = Way(PLAIN, tuple(map(str, loras)), tuple(undesired))
     return [
         plain,
-        *(replace(plain, name=f"scale {scale:g}", scale=scale) for scale in SCALES),
-        *(replace(plain, name=f"DECOR {a:g}", alpha=a, options=options) for a in STRENGTHS),
-        replace(plain, name="negative prompt", negative=True),
+        *(replace(plain, name=f"{SCALE} {scale:g}", scale=scale) for scale in SCALES),
+        *(replace(plain, name=f"{DECOR} {a:g}", alpha=a, options=options) for a in STRENGTHS),
+        replace(plain, name=f"{NEGATIVE} prompt", negative=True),
     ]
 
 
@@ -111,6 +111,7 @@ class Bench:
         """The case's file, trained if it is not there yet."""
         model = self.studio.model
         values = asdict(self.training) | {"case": asdict(case), "model": model.fingerprint}
+        values |= {"caption": case.caption}
         path = self.studio.folder / f"{case.word}-{digests.of_json(values, 10)}.safetensors"
         if not path.exists():
             model.patch([])
@@ -200,93 +201,25 @@ def differences(name: str, seen: dict[str, list[Seen]]) -> Iterator[dict[str, An
                 for a, b in zip(each, seen[PLAIN], strict=True)
             ]
             yield paired(f"{name}: {way}", f"{metric}, more than the LoRA", gains)
-    for other in ("scale", "negative"):
+    for other in (SCALE, NEGATIVE):
         for title, measure in MEASURES.items():
             yield area_gain(f"{name}: DECOR's front over {other}'s", title, seen, other, measure)
 
 
-MEASURES: dict[str, Callable[[Seen], float]] = {
-    "followed x kept": lambda seen: float(seen.followed),
-    "not leaked x kept": lambda seen: float(not seen.leaked),
-}
-
-
-def area_gain(
-    name: str,
-    metric: str,
-    seen: dict[str, list[Seen]],
-    other: str,
-    measure: Callable[[Seen], float],
-) -> dict[str, Any]:
-    """The area that is dominated by DECOR's points less that by the other's, both with the plain LoRA among them."""
-    tables = {
-        start: np.asarray(
-            [
-                [(measure(each), float(each.kept)) for each in values]
-                for way, values in seen.items()
-                if way == PLAIN or way.startswith(start)
-            ]
-        )
-        for start in ("DECOR", other)
-    }
-    count, random = len(seen[PLAIN]), np.random.default_rng(0)
-
-    def gain(chosen: np.ndarray) -> float:
-        areas = [area(tables[start][:, chosen].mean(axis=1)) for start in ("DECOR", other)]
-        return areas[0] - areas[1]
-
-    drawn = [gain(random.integers(0, count, count)) for _ in range(RESAMPLES // 4)]
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    numbers = {"value": gain(np.arange(count)), "low": float(low), "high": float(high)}
-    return {"name": name, "metric": f"area, {metric}", "n": count} | numbers
-
-
-def area(points: np.ndarray) -> float:
-    """Of what at least one of the points (x, y) is as good as, in the unit square."""
-    total, best = 0.0, 0.0
-    for x, y in sorted(map(tuple, points), reverse=True):
-        if y > best:
-            total += x * (y - best)
-            best = y
-    return total
-
-
 def clip_shares(bench: Bench, case: Case | Mixed, own: dict[str, Way], clip: str) -> Iterator[dict]:
     """CLIP-T and CLIP-I, as the literature has them."""
-    from personalization import clip_rows
+    from personalization_clip import pretrained
 
+    towers = pretrained(clip)
     learned_from = [p for part in case.parts for p in pictures_of(part, 128)]
     for name, way in own.items():
         place = bench.studio.place(way, SEED)
         made = [(t.prompt, Image.open(picture(place, k))) for k, t in enumerate(bench.tasks(case))]
-        yield from map(asdict, clip_rows(f"{case.name}: {name}", clip, [(made, learned_from)]))
-
-
-def chart(seen: dict[str, list[Seen]]) -> Image.Image:
-    """Followed against kept, and not leaked against kept, side by side."""
-
-    def point(name: str, measure: Callable[[Seen], float], label: str) -> tuple[float, float, str]:
-        each = seen[name]
-        kept = float(np.mean([s.kept for s in each]))
-        return float(np.mean([measure(s) for s in each])), kept, label
-
-    def lines(measure: Callable[[Seen], float]) -> dict[str, list[tuple[float, float, str]]]:
-        plain = point(PLAIN, measure, "LoRA")
-        return {
-            "LoRA's scale": [*(point(f"scale {s:g}", measure, f"{s:g}") for s in SCALES), plain],
-            "DECOR": [plain, *(point(f"DECOR {a:g}", measure, f"{a:g}") for a in STRENGTHS)],
-            "negative prompt": [point("negative prompt", measure, "")],
-        }
-
-    titles = ("the prompt is followed", "nothing leaks")
-    parts = [
-        curves(lines(measure), title, "what was learned is kept", title)
-        for title, measure in zip(titles, MEASURES.values(), strict=True)
-    ]
-    page = Image.new("RGB", (sum(p.width for p in parts), parts[0].height), "white")
-    for number, part in enumerate(parts):
-        page.paste(part, (number * parts[0].width, 0))
-    return page
+        looks = towers.looks([image for _, image in made])
+        text = (looks * towers.words([prompt for prompt, _ in made])).sum(-1)
+        image = (looks @ towers.looks(learned_from).T).mean(-1)
+        yield mean(f"{case.name}: {name}", "CLIP-T", text.tolist())
+        yield mean(f"{case.name}: {name}", "CLIP-I", image.tolist())
 
 
 def sheet(bench: Bench, cases: Sequence[tuple[Case | Mixed, list[Way]]]) -> Image.Image:
@@ -312,6 +245,7 @@ def main() -> None:
     parser.add_argument("--clip", metavar="MODEL", help="a CLIP model, for CLIP-T and CLIP-I")
     parser.add_argument("--quick", action="store_true", help="few LoRAs, steps and prompts")
     options = parser.parse_args()
+    silence_libraries()
     training = Training(steps=40 if options.quick else options.steps)
     studio = Studio(t2iedit.open_model(options.model), options.folder)
     bench = Bench(studio, training, quick=options.quick)

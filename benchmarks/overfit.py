@@ -23,6 +23,7 @@ from torch import nn
 from tqdm import trange
 
 import t2iedit
+from t2iedit.cli.terminal import silence_libraries
 
 UNET, TEXT = ("to_q", "to_k", "to_v", "to_out.0"), ("q_proj", "k_proj", "v_proj", "out_proj")
 ADAPTER = "overfit"
@@ -63,7 +64,7 @@ def overfit(
         trained = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=0.0)
         with torch.enable_grad():
-            for _ in trange(training.steps, desc=path.stem, leave=False):
+            for _ in trange(training.steps, desc=path.stem, leave=False, disable=None):
                 noisy = moved(bank.draw(training.batch, schedule, random), model.device)
                 with torch.autocast(model.device.type, torch.bfloat16):
                     loss = diffusion_loss(model, encoded(model, tokens, {}), noisy)
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Training.steps)
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
+    silence_libraries()
     model = t2iedit.open_model(options.model)
     pictures, _ = read_pictures(options.pictures)
     overfit(model, pictures, options.caption, options.output, Training(steps=options.steps))

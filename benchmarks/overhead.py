@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESAMPLES, in_own_process, save, show
+from bars import bars
+from common import RESULTS, in_own_process, median_of, save, show
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from unets import random_unet
@@ -59,13 +60,13 @@ def measured(
     values: dict[str, Any] = {"size": size, "guidance_scale": 5.0}
     steps = step_times(model, values, turns)
     image = STEPS * float(np.median(steps["plain"]))
-    rows = [interval(name, "s per guided step, plain", steps["plain"])]
+    rows = [median_of(name, "s per guided step, plain", steps["plain"])]
     for label, seconds in encoding_times(model, values, 10 * turns).items():
-        rows.append(interval(f"{name}: {label}", "encoding, ms more than plain", 1000 * seconds))
-        rows.append(interval(f"{name}: {label}", f"share of {STEPS} steps", seconds / image))
+        rows.append(median_of(f"{name}: {label}", "encoding, ms more than plain", 1000 * seconds))
+        rows.append(median_of(f"{name}: {label}", f"share of {STEPS} steps", seconds / image))
     for label in ATTENTION:
         ratios = steps[label] / steps["plain"]
-        rows.append(interval(f"{name}: {label}", "step over plain's", ratios))
+        rows.append(median_of(f"{name}: {label}", "step over plain's", ratios))
     return rows
 
 
@@ -125,15 +126,6 @@ def now(model: t2iedit.Model) -> float:
     return time.perf_counter()
 
 
-def interval(name: str, metric: str, values: Sequence[float] | np.ndarray) -> dict[str, Any]:
-    """The median, with a 95 % interval bootstrapped over the turns."""
-    own, random = np.asarray(values, float), np.random.default_rng(0)
-    medians = np.median(random.choice(own, (RESAMPLES, len(own))), axis=1)
-    low, high = np.quantile(medians, (0.025, 0.975))
-    numbers = {"value": float(np.median(own)), "low": float(low), "high": float(high)}
-    return {"name": name, "metric": metric, "n": len(own)} | numbers
-
-
 def built(name: str, dtype: torch.dtype, device: str) -> t2iedit.Model:
     """A pipeline of the true size with random weights, but for the autoencoder, which no edit touches."""
     pipeline: Any = tiny_pipeline("sdxl" if name == "sdxl" else "sd1")
@@ -155,8 +147,6 @@ def text_encoder(kind: Any, sizes: dict[str, int], tokenizer: Any) -> Any:
 
 def charts(rows: Sequence[dict[str, Any]]) -> Image.Image:
     """The shares and ratios as bars, one below the other, each with its limit."""
-    from bars import bars
-
     shares = [(r["name"], r["value"], 0.01) for r in rows if r["metric"].startswith("share")]
     ratios = [
         (r["name"], r["value"] - 1, 0.15) for r in rows if r["metric"].startswith("step over")
@@ -211,8 +201,6 @@ def main() -> None:
     stem = "overhead-quick" if options.quick else "overhead"
     picture = charts(rows)
     save(stem, rows, {"turns": options.turns, "size": options.size, "device": options.device})
-    from common import RESULTS
-
     picture.save(RESULTS / f"{stem}.png")
 
 

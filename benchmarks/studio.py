@@ -75,7 +75,9 @@ class Studio:
         """What is not painted yet, batch by batch, the arms in turn, so that whatever else the machine does hits all."""
         jobs = [(first, arm) for first in range(0, len(tasks), BATCH) for arm in arms]
         waiting = [(arm, self._missing(first, arm, tasks, seed)) for first, arm in jobs]
-        for arm, batch in tqdm([job for job in waiting if job[1]], unit="batch", leave=False):
+        for arm, batch in tqdm(
+            [job for job in waiting if job[1]], unit="batch", leave=False, disable=None
+        ):
             requests = [arm.request(task, 1000 * seed + index) for index, task in batch]
             images, seconds = paint(self.model, requests)
             for (index, task), image in zip(batch, images, strict=True):
@@ -92,7 +94,7 @@ class Studio:
         self, first: int, arm: Way, tasks: Sequence[Task], seed: int
     ) -> list[tuple[int, Task]]:
         batch, place = list(enumerate(tasks))[first : first + BATCH], self.place(arm, seed)
-        return [(index, task) for index, task in batch if not picture(place, index).exists()]
+        return [(index, task) for index, task in batch if not is_there(picture(place, index), task)]
 
     def seconds(self, arm: Way, seed: int) -> dict[int, float]:
         """A picture's, by the first of its batch, of full batches."""
@@ -100,6 +102,12 @@ class Studio:
         found = [json.loads(line) for line in lines]
         full = max(entry["n"] for entry in found)
         return {e["first"]: e["seconds"] / e["n"] for e in found if e["n"] == full}
+
+
+def is_there(path: Path, task: Task) -> bool:
+    """Whether the picture is, and is of this prompt: prompts may have been changed since."""
+    metadata = path.parents[1] / "metadata.jsonl"
+    return path.exists() and json.loads(metadata.read_text())["prompt"] == task.prompt
 
 
 def judged(

@@ -1,8 +1,8 @@
 """Many prompts through one call of the pipeline, each with its own seed and edits: what makes thousands of pictures quick."""
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ from PIL.Image import Image
 
 import t2iedit
 from t2iedit.attention import Look, Probabilities, Site, opened
+from t2iedit.clock import Clock
 from t2iedit.pipeline import patches
-from t2iedit.steps import scheduled
 
 
 @torch.no_grad()
@@ -28,9 +28,7 @@ def paint(model: t2iedit.Model, requests: Sequence[t2iedit.Request]) -> tuple[li
         told = t2iedit.condition(runs)
         for run, conditioning in zip(runs, told, strict=True):
             run.tokens = tuple(embedding.tokens for embedding in conditioning.prompt)
-        everyone = _Everyone(model, told)
-        # Both read no more of a model and a conditioning than these have.
-        stack.enter_context(scheduled(everyone, everyone))  # type: ignore[arg-type]
+        stack.enter_context(_scheduled(model, told))
         if any(edit.attends(run) for run in runs for edit in run.doing("edit_attention")):
             scheduler = model.pipeline.scheduler
             look = _Looks(runs)
@@ -48,27 +46,29 @@ def paint(model: t2iedit.Model, requests: Sequence[t2iedit.Request]) -> tuple[li
     return images, time.perf_counter() - begin
 
 
-@dataclass(frozen=True)
-class _Everyone:
-    """All runs' conditionings as if they were one, and a model that tells the denoiser of all of them."""
+@contextmanager
+def _scheduled(model: t2iedit.Model, told: Sequence[t2iedit.Conditioning]) -> Iterator[None]:
+    """While this holds, the denoiser is told what each conditioning says for its timestep."""
+    if not any(conditioning.changes for conditioning in told):
+        yield
+        return
+    clock = Clock(model.pipeline.scheduler)
 
-    model: t2iedit.Model
-    told: Sequence[t2iedit.Conditioning]
+    def tell(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        fraction, halves = clock.fraction(timestep), len(args[0]) // len(told)
+        each = [model.denoiser_inputs(held.at(fraction), halves) for held in told]
+        added = kwargs.get("added_cond_kwargs") or {}
+        new = _interleaved(each, halves)
+        if "added_cond_kwargs" in new:
+            new["added_cond_kwargs"] = added | new["added_cond_kwargs"]
+        return args, kwargs | new
 
-    @property
-    def changes(self) -> tuple[Any, ...]:
-        return tuple(change for conditioning in self.told for change in conditioning.changes)
-
-    def at(self, fraction: float) -> list[t2iedit.Conditioning]:
-        return [conditioning.at(fraction) for conditioning in self.told]
-
-    def denoiser_inputs(self, told: list[t2iedit.Conditioning], batch: int) -> dict[str, Any]:
-        halves = batch // len(told)
-        each = [self.model.denoiser_inputs(conditioning, halves) for conditioning in told]
-        return _interleaved(each, halves)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
+    handle = model.denoiser.register_forward_pre_hook(tell, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _interleaved(each: Sequence[dict[str, Any]], halves: int) -> dict[str, Any]:

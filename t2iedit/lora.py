@@ -62,6 +62,7 @@ def load(model: Model, loras: Sequence[Lora]) -> Undo:
     if not hasattr(pipeline, "load_lora_weights"):
         raise LoraNotUsable(f"a {type(pipeline).__name__} takes no LoRA")
     before = pipeline.get_active_adapters() if _adapters(pipeline) else []
+    strengths = [(layer.scaling, dict(layer.scaling)) for layer in _adapted(pipeline)]
     names = [f"t2iedit_{number}" for number in range(len(loras))]
 
     def undo() -> None:
@@ -70,16 +71,31 @@ def load(model: Model, loras: Sequence[Lora]) -> Undo:
         else:
             pipeline.delete_adapters([name for name in names if name in _adapters(pipeline)])
             pipeline.set_adapters(before)
+        _restore(strengths)
 
     try:
         for lora, name in zip(loras, names, strict=True):
             _load_one(pipeline, lora, name)
         pipeline.set_adapters([*before, *names], [1.0] * len(before) + [x.scale for x in loras])
+        _restore(strengths)
     except BaseException:
         undo()
         raise
     freeze(pipeline)
     return undo
+
+
+def _adapted(pipeline: Any) -> list[Any]:
+    """The layers that have adapters already."""
+    modules = [c for c in pipeline.components.values() if isinstance(c, nn.Module)]
+    parts = [part for module in modules for part in module.modules()]
+    return [part for part in parts if isinstance(getattr(part, "scaling", None), dict)]
+
+
+def _restore(strengths: Sequence[tuple[dict[str, float], dict[str, float]]]) -> None:
+    """Strengths that the pipeline's owner gave his adapters: naming which ones are active sets them all to 1."""
+    for live, kept in strengths:
+        live |= kept
 
 
 def _load_one(pipeline: Any, lora: Lora, name: str) -> None:

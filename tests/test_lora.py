@@ -169,8 +169,12 @@ def test_the_key_is_the_content_not_the_name(files, sd1, tmp_path):
 def test_a_live_pipelines_own_lora_stays(files):
     pipeline = tiny_pipeline("sd1")
     pipeline.load_lora_weights(files["other"].parent, adapter_name="own")
+    pipeline.set_adapters(["own"], [0.3])
     model = t2iedit.open_model(pipeline)
     own = picture(model)
+    pipeline.set_adapters(["own"], [1.0])
+    assert picture(model) != own
+    pipeline.set_adapters(["own"], [0.3])
     assert picture(model, files["sd1"]) not in (own, picture(tiny_model("sd1")))
     assert picture(model) == own
     assert pipeline.get_active_adapters() == ["own"]

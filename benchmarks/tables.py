@@ -1,0 +1,148 @@
+"""The results sections of the plugins' READMEs, from what the benchmarks wrote into `results/`.
+
+    python benchmarks/tables.py
+
+Each README ends with its results; what was not measured yet is left out. Run it after a benchmark, and commit both.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS
+
+ROOT = Path(__file__).parent.parent
+HEADING = "\n## Results\n"
+Row = dict[str, Any]
+
+
+def rows_of(name: str) -> list[Row]:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def table(rows: Sequence[Row], names: Sequence[str], metrics: Sequence[str], head: str) -> str:
+    """A line for each name, a column for each metric; shares in per cent, with their intervals."""
+    found = {(row["name"], row["metric"]): row for row in rows}
+    lines = [f"| {head} | {' | '.join(metrics)} |", f"|---{'|---' * len(metrics)}|"]
+    for name in names:
+        cells = [cell(found.get((name, metric))) for metric in metrics]
+        lines.append(f"| {name.partition(': ')[2] or name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cell(row: Row | None) -> str:
+    if row is None or not row["n"]:
+        return ""
+    sign = "+" if "more than" in row["metric"] else ""
+    value, low, high = (100 * row[key] for key in ("value", "low", "high"))
+    return f"{value:{sign}.0f} % ({low:.0f} to {high:.0f})"
+
+
+def composition() -> str:
+    rows = rows_of("composition")
+    if not rows:
+        return ""
+    arms = list(dict.fromkeys(row["name"].partition(":")[0] for row in rows))
+    parts = [
+        "`python benchmarks/composition.py`, on the bundled model: options chosen on one set of prompts, reported on another; 95 % intervals."
+        " `right`: what was asked for and nothing else. `ceiling`: drawn scenes through the model's autoencoder."
+    ]
+    metrics = ("all present", "bound right", "right", "dropped", "leaked", "right, more than plain")
+    for objects in ("two objects", "three objects", "one object"):
+        n = next(row["n"] for row in rows if row["name"].endswith(f": {objects}"))
+        names = [f"{arm}: {objects}" for arm in arms]
+        text = table(rows, names, metrics, f"{objects}, n = {n}")
+        for arm in arms:
+            text = text.replace(f"| {objects} |", f"| {arm} |", 1)
+        parts.append(text)
+    slower = [row for row in rows if row["metric"].startswith("time per image")]
+    times = ", ".join(f"{row['name']} {row['value']:.2f}" for row in slower)
+    parts.append(f"Time per image over plain's, in batches of 15: {times}.")
+    parts.append("![The same prompts under every way](../../benchmarks/results/composition.png)")
+    return "\n\n".join([*parts, *why()])
+
+
+def why() -> list[str]:
+    rows = rows_of("composition-why")
+    if not rows:
+        return []
+    lines = ["| | | value | 95 % |", "|---|---|---|---|"]
+    lines += [
+        f"| {r['name']} | {r['metric']} | {r['value']:.2f} | {r['low']:.2f} to {r['high']:.2f} |"
+        for r in rows
+    ]
+    return [
+        "Why (`python benchmarks/composition_why.py`): how alike the concepts are, and where they are looked for.",
+        "\n".join(lines),
+        "![Attention to each concept](../../benchmarks/results/composition-why.png)",
+    ]
+
+
+def leakage() -> str:
+    rows = rows_of("leakage")
+    if not rows:
+        return ""
+    groups = list(dict.fromkeys(row["name"].partition(":")[0] for row in rows))
+    parts = [
+        "`python benchmarks/leakage.py`, on the bundled model: LoRAs over-fitted on four pictures; 95 % intervals. `leaked`: what all"
+        " pictures shared is in a picture whose prompt does not ask for it; `followed`: what the prompt asks for besides; `kept`: the"
+        " style or shape that was learned. `mixed`: two LoRAs, both halves kept."
+    ]
+    for group in [groups[-1], *groups[:-1]]:
+        own = [row for row in rows if row["name"].startswith(f"{group}:")]
+        names = list(dict.fromkeys(row["name"] for row in own if row["metric"] == "kept"))
+        parts.append(table(own, names, ("leaked", "followed", "kept"), group))
+    areas = [row for row in rows if row["name"].startswith(groups[-1]) and "area" in row["metric"]]
+    parts.append(
+        "\n".join(
+            f"- {row['name'].partition(': ')[2]}, {row['metric']}: {row['value']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+            for row in areas
+        )
+    )
+    parts.append("![Curves](../../benchmarks/results/leakage.png)")
+    parts.append("![Pictures](../../benchmarks/results/leakage-pictures.png)")
+    return "\n\n".join(parts)
+
+
+def overhead(edit: str) -> str:
+    rows = [row for row in rows_of("overhead") if f": {edit}" in row["name"] and row["n"]]
+    rows = [row for row in rows if row["metric"].startswith(("share", "step over"))]
+    if not rows:
+        return ""
+    lines = ["| | | value | 95 % |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['name']} | {row['metric']} | {figure(row['value'], row)} | {figure(row['low'], row)} to {figure(row['high'], row)} |"
+        for row in rows
+    ]
+    return "\n\n".join(
+        [
+            "`python benchmarks/overhead.py`; SD 1.5 and SDXL in their true size, with random weights.",
+            "\n".join(lines),
+        ]
+    )
+
+
+def figure(value: float, row: Row) -> str:
+    return f"{value:.2%}" if row["metric"].startswith("share") else f"{value:.2f}"
+
+
+SECTIONS: dict[str, Sequence[Callable[[], str]]] = {
+    "plugins/t2iedit_zero/README.md": (composition, lambda: overhead("t2i_zero")),
+    "plugins/t2iedit_decor/README.md": (leakage, lambda: overhead("decor")),
+}
+
+
+def main() -> None:
+    for name, sections in SECTIONS.items():
+        path = ROOT / name
+        text = path.read_text(encoding="utf-8").partition(HEADING)[0].rstrip("\n")
+        found = [part for section in sections if (part := section())]
+        ending = HEADING + "\n" + "\n\n".join(found) + "\n" if found else ""
+        path.write_text(f"{text}\n{ending}", encoding="utf-8")
+        print(f"{name}: {len(found)} of {len(sections)} results")
+
+
+if __name__ == "__main__":
+    main()
