@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from t2iedit.plots import Font
+
 SIDE, MARGIN = 420, 60
 INK, GRID, PAPER = (30, 30, 30), (225, 225, 225), (255, 255, 255)
 COLORS = ((33, 102, 172), (178, 24, 43), (27, 120, 55), (118, 42, 131), (191, 129, 45))
@@ -32,9 +34,7 @@ def curves(named: Mapping[str, Sequence[Point]], along: str, up: str, title: str
     return picture
 
 
-def _axes(
-    draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, along: str, up: str, title: str
-) -> None:
+def _axes(draw: ImageDraw.ImageDraw, font: Font, along: str, up: str, title: str) -> None:
     for tenth in range(0, 11, 2):
         share = tenth / 10
         (x, y), (right, top) = _place(share, share), _place(1, 1)
