@@ -56,9 +56,10 @@ class Case:
 
     @property
     def undesired(self) -> tuple[str, ...]:
+        """What all its pictures share, in as few words as may be: articles and "background" are in other prompts too."""
         if self.is_style:
-            return (f"a {self.color} {self.shape}",)
-        return (f"a {self.color} shape", "a white background")
+            return (f"{self.color} {self.shape}",)
+        return self.color, "white"
 
     def judge(self, path: Path, task: Task) -> Seen:
         kept, detection = seen(path, self.word)

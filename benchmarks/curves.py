@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from t2iedit.plots import Font
+
 SIDE, MARGIN = 420, 60
 INK, GRID, PAPER = (30, 30, 30), (225, 225, 225), (255, 255, 255)
 COLORS = ((33, 102, 172), (178, 24, 43), (27, 120, 55), (118, 42, 131), (191, 129, 45))
