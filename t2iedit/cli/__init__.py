@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import select
 import sys
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -117,12 +118,12 @@ def _guarded(args: argparse.Namespace) -> int:
 
 def _reader_gone() -> bool:
     """Whether nobody reads our output any more; what is left of it then goes nowhere, without complaint."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)
+    if not pipe.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _fail(sentence: str, code: int) -> int:

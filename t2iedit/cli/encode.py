@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2iedit.cli.arguments import add_text_arguments, request_values
-from t2iedit.cli.outputs import check_writable
+from t2iedit.cli.outputs import check_writable, nameable
 from t2iedit.cli.terminal import print_json, silence_libraries, warn
 from t2iedit.errors import InvalidRequest, OutputNotWritable
 
@@ -54,7 +54,8 @@ def describe(conditioning: "Conditioning") -> dict[str, Any]:
 
 def _checked(output: str) -> Path:
     path = Path(output)
-    check_writable(path)
-    if path.suffix != ".safetensors" or path.is_dir():
-        raise OutputNotWritable(f'"{output}" is not a .safetensors name; give one with -o')
+    with nameable(output):
+        if path.suffix != ".safetensors" or path.is_dir():
+            raise OutputNotWritable(f'"{output}" is not a .safetensors name; give one with -o')
+    check_writable(path.parent)
     return path

@@ -14,7 +14,7 @@ def image_paths(output: str | None, prompt: str, seeds: Sequence[int]) -> list[P
 
     Raises `OutputNotWritable`.
     """
-    with _nameable(output):
+    with nameable(output):
         paths = _named(output, prompt, seeds)
         for folder in {path.parent for path in paths}:
             check_writable(folder)
@@ -29,7 +29,7 @@ def image_paths(output: str | None, prompt: str, seeds: Sequence[int]) -> list[P
 def check_writable(folder: Path) -> None:
     """Raises `OutputNotWritable` if files cannot be made there; makes nothing."""
     nearest = folder
-    with _nameable(str(folder)):
+    with nameable(str(folder)):
         while not nearest.exists() and nearest != nearest.parent:
             nearest = nearest.parent
     if not nearest.is_dir():
@@ -43,7 +43,7 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def _nameable(output: str | None) -> Iterator[None]:
+def nameable(output: str | None) -> Iterator[None]:
     """Names that no file can have, too long ones for instance, are refused."""
     try:
         yield
