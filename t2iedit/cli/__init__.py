@@ -101,7 +101,7 @@ def _origin(entry: EntryPoint) -> str:
 
 
 def _guarded(args: argparse.Namespace) -> int:
-    from t2iedit.errors import UserError
+    from t2iedit.errors import UserError, said
 
     try:
         code = args.run(args)
@@ -112,8 +112,7 @@ def _guarded(args: argparse.Namespace) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_gone():
             return READER_GONE
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return _fail(f"failed: {reason} (--debug shows where)", 1)
+        return _fail(f"failed: {said(error, 1000)} (--debug shows where)", 1)
 
 
 def _reader_gone() -> bool:
