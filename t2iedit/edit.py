@@ -1,7 +1,7 @@
 """What an edit is, what a user may set, and what it may see of the run it is part of."""
 
 import json
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -236,11 +236,6 @@ def check_window(edit: Edit) -> None:
         )
 
 
-def build(edit: type[Edit], values: dict[str, Any]) -> Edit:
-    """The edit with these options. Raises `InvalidOptions`."""
-    return edit(**values)
-
-
 def _acts(edit: Edit, at: float | None) -> bool:
     return at is None or edit.options.start <= at < edit.options.stop
 
@@ -250,7 +245,7 @@ def _sentence(edit: type[Edit], error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     known = list(edit.Options.model_fields)
     if first["type"] == "extra_forbidden":
-        return f'{edit.name} has no option "{key}"; its options are {_listed(known)}'
+        return f'{edit.name} has no option "{key}"; its options are {", ".join(known)}'
     if first["type"] == "missing":
         return f'{edit.name} needs the option "{key}": {edit.Options.model_fields[key].description}'
     message = first["msg"].removeprefix("Value error, ")
@@ -258,7 +253,3 @@ def _sentence(edit: type[Edit], error: ValidationError) -> str:
     if not first["loc"]:
         return f"{edit.name}: {message}"
     return f"{edit.name} cannot take {key}={first['input']!r}: {message}"
-
-
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(words)

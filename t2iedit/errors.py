@@ -16,6 +16,13 @@ T2IEditError
 └── PluginError                      a plugin that breaks its contract, or two with one name
 """
 
+import textwrap
+
+
+def said(error: BaseException, most: int = 200) -> str:
+    """What a library's error says, on one line and not without end."""
+    return textwrap.shorten(str(error), most, placeholder=" ...") or type(error).__name__
+
 
 class T2IEditError(Exception):
     """The root of all errors that t2iedit raises on purpose."""

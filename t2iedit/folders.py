@@ -115,4 +115,5 @@ def _missing_weights(place: Path, model: PreTrainedModel) -> str | None:
 
 def _shapes(file: Path) -> list[tuple[int, ...]]:
     with safe_open(file, framework="pt") as held:
-        return [tuple(held.get_slice(key).get_shape()) for key in held.keys()]  # noqa: SIM118
+        keys = held.keys()
+        return [tuple(held.get_slice(key).get_shape()) for key in keys]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from t2iedit.errors import LoraNotUsable
+from t2iedit.errors import LoraNotUsable, said
 from t2iedit.model import Key, Model, Undo, freeze
 
 KOHYA = ("lora_unet_", "lora_te")
@@ -114,9 +114,8 @@ def _load_one(pipeline: Any, lora: Lora, name: str) -> None:
             )
     # Whatever a foreign file makes the libraries raise means the same to the user.
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         raise LoraNotUsable(
-            f'the LoRA "{lora.file}" does not fit this model ({reason}); load it onto the kind of model it was trained'
+            f'the LoRA "{lora.file}" does not fit this model ({said(error)}); load it onto the kind of model it was trained'
             " on, and before that model is quantised"
         ) from error
     if name not in _adapters(pipeline):

@@ -148,7 +148,8 @@ class Model(ABC):
     def patch(self, wanted: Sequence[tuple[Key, Callable[["Model"], Undo | None]]]) -> None:
         """Leave exactly the wanted patches on, in this order.
 
-        Those already on stay; the rest are undone in reverse, down to the first that differs.
+        Those already on stay; the rest are undone in reverse, down to the first that differs. Raises what a patch
+        raises; those before it are on, and the next call undoes them.
         """
         with self.lock:
             kept = _shared_beginning(self.patched, [key for key, _ in wanted])

@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from t2iedit.errors import ModelNotUsable, UserError
+from t2iedit.errors import ModelNotUsable, UserError, said
 from t2iedit.folders import check_folder, check_loaded, folder_settings
 from t2iedit.model import Model
 from t2iedit.plugins import installed
@@ -175,9 +175,8 @@ def _load(
         raise
     # Whatever a damaged checkpoint makes the libraries raise means the same to the user.
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
         raise ModelNotUsable(
-            f'the model "{name}" cannot be loaded ({reason}); fetch or copy it again, with safetensors weights'
+            f'the model "{name}" cannot be loaded ({said(error, 300)}); fetch or copy it again, with safetensors weights'
         ) from error
     check_loaded(folder, name, pipeline)
     return pipeline
@@ -195,9 +194,8 @@ def _folder(name: str) -> Path:
     try:
         return Path(DiffusionPipeline.download(name, use_safetensors=True))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         raise ModelNotUsable(
-            f'the model "{name}" is neither a folder here nor to be had from the hub ({reason});'
+            f'the model "{name}" is neither a folder here nor to be had from the hub ({said(error)});'
             f" give {', '.join(BUNDLED)}, a folder in diffusers layout or a hub id"
         ) from error
 

@@ -68,6 +68,9 @@ def generate(
     as nobody else changes the model in between.
 
     At `batch_size` 1 each image equals, bit for bit, the one its seed gives alone.
+
+    Raises a `UserError` for what the request cannot have, `PluginError` for an edit that breaks its contract, and what
+    `on_step` and `on_image` raise; the model is then as it is before a run.
     """
     run = start(model, request, conditioning, **inputs)
     images: list[Image] = []
@@ -94,7 +97,7 @@ def encode(model: Model, request: Request | Conditioning | str, **values: Any) -
     """What the denoiser would be told: a request, or a prompt and a request's values, encoded and edited.
 
     A conditioning in the prompt's place is edited on. Nothing is painted, so `save` it, `blend` it, or hand it to
-    `generate` or to a plain diffusers pipeline.
+    `generate` or to a plain diffusers pipeline. Raises what `generate` raises.
     """
     if isinstance(request, Conditioning):
         return encode_run(start(model, Request(**values), request))
@@ -114,7 +117,8 @@ def encode_run(run: Run) -> Conditioning:
 def start(model: Model, request: Request, given: Conditioning | None = None, **inputs: Any) -> Run:
     """The request on this model, its defaults filled in and every edit's `check` passed.
 
-    It starts from `given`, or from the file that the request names, in place of the prompt's encoding.
+    It starts from `given`, or from the file that the request names, in place of the prompt's encoding. Raises a
+    `UserError` for what this model cannot do: `InvalidRequest`, `EditNotSupported`, `SpanNotFound` and their like.
     """
     defaults = model.defaults
     if given is None and request.conditioning is not None:
@@ -264,7 +268,10 @@ def _started_from(run: Run) -> dict[str, Any]:
 def denoise(
     run: Run, conditioning: Conditioning, *, on_step: OnStep | None = None, batch_size: int = 1
 ) -> Iterator[tuple[Image, int]]:
-    """Each image with its seed, in the order of the run's seeds."""
+    """Each image with its seed, in the order of the run's seeds; no hook stays on between them.
+
+    Raises `PluginError` for an edit of the attention that breaks its contract.
+    """
     model = run.model
     told = model.inputs(conditioning)
     run.tokens = _tokens(conditioning)

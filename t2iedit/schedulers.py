@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusers import LCMScheduler, TCDScheduler
 
-from t2iedit.errors import InvalidRequest
+from t2iedit.errors import InvalidRequest, said
 
 SHORT = {
     "ddim": ("DDIM", {}),
@@ -68,5 +68,5 @@ def build(own: Any, name: str) -> Any:
         return known[short].from_config(kept, **settings)
     except ImportError as error:
         raise InvalidRequest(
-            f'the scheduler "{name}" needs another library ({" ".join(str(error).split())[:200]})'
+            f'the scheduler "{name}" needs another library ({said(error)})'
         ) from error

@@ -100,6 +100,8 @@ def test_model_is_held_between_the_images_of_a_request(sd1):
     def ask(image, request):
         def take():
             free.append(sd1.lock.acquire(blocking=False))
+            if free[-1]:
+                sd1.lock.release()
 
         thread = threading.Thread(target=take)
         thread.start()

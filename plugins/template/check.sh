@@ -21,7 +21,8 @@ for entry in "$libraries"/*; do
 done
 echo "$work/libraries" > "$installed/libraries.pth"
 cd "$work"
-"$work/env/bin/t2iedit" plugins --strict | tee "$work/plugins.txt"
+"$work/env/bin/t2iedit" plugins --strict > "$work/plugins.txt"
+cat "$work/plugins.txt"
 grep -q "hello .*t2iedit-hello" "$work/plugins.txt"
 "$work/env/bin/t2iedit" doctor
 "$work/env/bin/python" -c 'from t2iedit.tiny import tiny_pipeline; tiny_pipeline().save_pretrained("tiny")'

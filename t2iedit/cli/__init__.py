@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import select
 import sys
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -101,7 +102,7 @@ def _origin(entry: EntryPoint) -> str:
 
 
 def _guarded(args: argparse.Namespace) -> int:
-    from t2iedit.errors import UserError
+    from t2iedit.errors import UserError, said
 
     try:
         code = args.run(args)
@@ -110,16 +111,19 @@ def _guarded(args: argparse.Namespace) -> int:
     except UserError as error:
         return _fail(str(error), 2)
     except Exception as error:
-        if isinstance(error, BrokenPipeError):
-            _silence()
+        if isinstance(error, BrokenPipeError) and _reader_gone():
             return READER_GONE
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return _fail(f"failed: {reason} (--debug shows where)", 1)
+        return _fail(f"failed: {said(error, 1000)} (--debug shows where)", 1)
 
 
-def _silence() -> None:
-    """Nobody reads our output any more; what is left of it goes nowhere, without complaint."""
+def _reader_gone() -> bool:
+    """Whether nobody reads our output any more; what is left of it then goes nowhere, without complaint."""
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)
+    if not pipe.poll(0):
+        return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _fail(sentence: str, code: int) -> int:

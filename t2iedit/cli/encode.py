@@ -56,8 +56,7 @@ def describe(conditioning: "Conditioning") -> dict[str, Any]:
 def _checked(output: str) -> Path:
     path = Path(output)
     with nameable(output):
-        fits = path.suffix == ".safetensors" and not path.is_dir()
+        if path.suffix != ".safetensors" or path.is_dir():
+            raise OutputNotWritable(f'"{output}" is not a .safetensors name; give one with -o')
     check_writable(path.parent)
-    if not fits:
-        raise OutputNotWritable(f'"{output}" is not a .safetensors name; give one with -o')
     return path
