@@ -1,11 +1,13 @@
 """Inspections as pictures: similarity matrices, and heat over an image."""
 
+from collections.abc import Sequence
+
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from t2iedit.inspection import EncoderFacts, Inspection
-from t2iedit.plots import GAP, INK, PAPER
+from t2iedit.plots import GAP, INK, PAPER, labelled_grid
 
 CELL = 22
 LETTERS = 12
@@ -17,13 +19,22 @@ HEAT = 0.6
 
 def inspection_chart(inspection: Inspection) -> Image.Image:
     """A row for each encoder: the similarities before, after, and their difference."""
-    rows = [_encoder_row(facts) for facts in inspection.encoders]
-    chart = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), PAPER)
+    return stacked([_encoder_row(facts) for facts in inspection.encoders])
+
+
+def attention_chart(image: Image.Image, heat: Tensor, phrase: str) -> Image.Image:
+    """The image, and beside it where its attention looked at the phrase (heat: height width, 0 to 1)."""
+    return labelled_grid([[image, overlay(image, heat)]], ["", f'attention to "{phrase}"'])
+
+
+def stacked(charts: Sequence[Image.Image]) -> Image.Image:
+    """Charts under one another."""
+    whole = Image.new("RGB", (max(c.width for c in charts), sum(c.height for c in charts)), PAPER)
     top = 0
-    for row in rows:
-        chart.paste(row, (0, top))
-        top += row.height
-    return chart
+    for chart in charts:
+        whole.paste(chart, (0, top))
+        top += chart.height
+    return whole
 
 
 def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
