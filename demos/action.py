@@ -1,7 +1,7 @@
 """What every tab has at its head: a button that computes, one that cancels it, and a line that says how it stands."""
 
 import html
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -15,18 +15,23 @@ MODEL = "model"
 """The queue in which all that computes waits, one at a time."""
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """For what answers at once."""
-Work = Callable[..., Iterator[Any]]
+TO_RESULT = "() => { if (matchMedia('(max-width: 700px)').matches) document.querySelector('#tabs').scrollIntoView(); }"
+Work = Callable[..., Generator[Any, None, None]]
 """Called with the event that stops it and the inputs' values; yields moments and updates by component."""
 
 
 class Action:
-    """The two buttons and the line; `name` begins their ids."""
+    """The two buttons and the line; `name` begins their ids. A tab's `chief` one stays in reach on a phone."""
 
-    def __init__(self, name: str, label: str, stops: Stops, *, cancel: str = "Cancel") -> None:
+    def __init__(
+        self, name: str, label: str, stops: Stops, *, cancel: str = "Cancel", chief: bool = True
+    ) -> None:
         self.stops = stops
-        with gr.Row(elem_classes="action"):
+        with gr.Row(elem_classes="action" if chief else "minor"):
             self.start = gr.Button(label, variant="primary", elem_id=name, min_width=120)
             self.cancel = gr.Button(cancel, elem_id=f"{name}-cancel", min_width=90, scale=0)
+        # On a phone the result is below the controls.
+        self.start.click(None, None, None, js=TO_RESULT, **QUIET)
         self.status = gr.HTML(line("Ready."), elem_id=f"{name}-status", elem_classes="status")
 
     def connect(
@@ -48,7 +53,7 @@ class Action:
             "inputs": inputs, "outputs": shown, "concurrency_id": MODEL, "concurrency_limit": 1,
             "show_progress": "minimal", "show_progress_on": self.status, "api_visibility": "private",
         }  # fmt: skip
-        begun = [trigger(run, **settings) for trigger in (self.start.click, *others)]
+        begun: list[Any] = [trigger(run, **settings) for trigger in (self.start.click, *others)]
 
         def stop(visitor: gr.Request) -> Any:
             self.stops.cancel(visitor)
@@ -68,6 +73,7 @@ class Action:
                     told(),
                     closing(work(stop, *values)) as said,
                 ):
+                    yield {self.status: line("At work...")}
                     for news in said:
                         yield self._shown(news, live)
             except Stopped:
@@ -83,10 +89,15 @@ class Action:
     def _shown(self, news: Any, live: gr.Image | None) -> Any:
         if not isinstance(news, Moment):
             return news
-        updates = {self.status: line(news.sentence, news.done / max(1, news.total))}
+        updates: dict[Any, Any] = {self.status: line(news.sentence, news.done / max(1, news.total))}
         if live is not None and news.preview is not None:
             updates[live] = gr.update(value=news.preview, visible=True)
         return updates
+
+
+def seen() -> Any:
+    """An update that shows what was hidden as long as it was empty."""
+    return gr.update(visible=True)
 
 
 def line(sentence: str, share: float | None = None) -> str:

@@ -9,7 +9,7 @@ from gradio.components import Component
 from hosting import Limits
 from uploads import embedding
 from widgets import UNSET, option, shown, widget
-from word_picker import WordPicker
+from word_picker import connect, showing
 
 from t2iedit import Edit
 from t2iedit.controls import Control, controls
@@ -70,16 +70,17 @@ class EditPart:
             (self.later, moved_later),
         ):
             button.click(lambda names, act=act: act(name, names), chosen, chosen, **QUIET)
-        for component in self.widgets:
-            if isinstance(component, WordPicker):
-                component.connect(prompt, **QUIET)
+        for control, component in zip(self.controls, self.widgets, strict=True):
+            if control.kind == "phrase":
+                connect(component, prompt, **QUIET)  # type: ignore[arg-type]
 
     def heads(self, chosen: Sequence[str]) -> list[Any]:
         """Updates of the accordion and of the switch."""
         on = self.edit.name in chosen
+        label = title(self.edit.name, chosen)
         word = "Switch off" if on else "Switch on"
         return [
-            gr.update(label=title(self.edit.name, chosen), **({"open": True} if on else {})),
+            gr.update(label=label, open=True) if on else gr.update(label=label),
             gr.update(value=word, variant="primary" if not on else "secondary"),
         ]
 
@@ -118,6 +119,6 @@ def _moved(name: str, chosen: list[str], by: int) -> list[str]:
 
 def _update(control: Control, component: Component, value: Any, prompt: str) -> Any:
     held = shown(control, value)
-    if isinstance(component, WordPicker):
-        return component.showing(prompt, held)
+    if control.kind == "phrase":
+        return showing(component, prompt, held)  # type: ignore[arg-type]
     return gr.update(value=held)

@@ -1,11 +1,11 @@
 """The Inspect tab: the prompt as the model's encoders read it, and where the picture looks at a word."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import gradio as gr
-from action import QUIET, Action
+from action import QUIET, Action, seen
 from again import Again
 from chips import chips
 from form import PROMPT, Form
@@ -15,10 +15,10 @@ from reproduce import inspect_command, inspect_python
 from stopping import Stops
 from visit import Visit
 from watching import Clock, Moment, Tell, stop_if, watched
-from word_picker import WordPicker, listed
+from word_picker import connect, listed, word_picker
 
 from t2iedit import Model, Progress, Request
-from t2iedit.charts import inspection_chart, overlay
+from t2iedit.charts import matrices, overlay
 from t2iedit.errors import InvalidRequest
 from t2iedit.inspection import attention_map, inspect
 
@@ -33,14 +33,12 @@ class Tab:
         action = Action("inspect", "Inspect the prompt", stops)
         self.report = gr.Markdown(elem_id="inspect-report")
         self.tokens = gr.HTML(elem_id="tokens")
-        self.chart = gr.Image(
-            label="How alike the tokens' embeddings are: red alike, blue opposed",
-            format="png",
-            interactive=False,
-            elem_id="chart",
-        )
+        with gr.Column(visible=False) as self.result:
+            gr.Markdown("### How alike are the tokens' embeddings? Red: alike, blue: opposed.")
+            with gr.Row(elem_id="matrices"):
+                self.charts = {title: _chart(title) for title in ("before", "after", "difference")}
         gr.Markdown("### Where does the picture look?")
-        self.word = WordPicker.of(
+        self.word = word_picker(
             PROMPT,
             None,
             caption="Words",
@@ -48,32 +46,41 @@ class Tab:
             many=False,
             elem_id="word",
         )
-        self.word.connect(form.prompt, **QUIET)
-        look = Action("look", "Show on the picture", stops)
-        self.heat = gr.ImageSlider(
-            label="The picture (left), and in red where it looks (right)",
-            format="png",
-            interactive=False,
-            elem_id="heat",
-            max_height=420,
-        )
+        connect(self.word, form.prompt, **QUIET)
+        look = Action("look", "Show on the picture", stops, chief=False)
+        with gr.Column(visible=False) as self.looked:
+            gr.Markdown(
+                "Left of the line the picture, right of it in red where it looks.",
+                elem_classes="caption",
+            )
+            self.heat = gr.ImageSlider(
+                label="The picture and its attention",
+                show_label=False,
+                format="png",
+                interactive=False,
+                elem_id="heat",
+                max_height=420,
+            )
         self.again = Again("inspect")
-        outputs: list[Any] = [self.report, self.tokens, self.chart, *self.again.outputs]
+        outputs: list[Any] = [
+            self.result, self.report, self.tokens, *self.charts.values(), *self.again.outputs
+        ]  # fmt: skip
         action.connect(self.inspect, form.inputs, outputs)
-        looked: list[Any] = [self.heat, *self.again.outputs]
+        looked: list[Any] = [self.looked, self.heat, *self.again.outputs]
         look.connect(self.look, [self.word, *form.inputs], looked)
 
-    def inspect(self, stop: threading.Event, *values: Any) -> Iterator[Any]:
+    def inspect(self, stop: threading.Event, *values: Any) -> Generator[Any, None, None]:
         """The report, chips and matrices."""
         request = self.form.asked(values)
         found = inspect(self.host.models.opened(request.model), request)
         yield {
+            self.result: seen(),
             self.report: told_report(found.report),
             self.tokens: "".join(chips(facts) for facts in found.encoders),
-            self.chart: inspection_chart(found),
+            **{self.charts[title]: chart for title, chart in matrices(found).items()},
         } | self.again.showing(inspect_command(request), inspect_python(request), request)
 
-    def look(self, stop: threading.Event, word: Any, *values: Any) -> Iterator[Any]:
+    def look(self, stop: threading.Event, word: Any, *values: Any) -> Generator[Any, None, None]:
         """The picture, and it with the heat over it."""
         request = self.form.asked(values)
         if not listed(word):
@@ -85,7 +92,14 @@ class Tab:
                 yield said
                 continue
             texts = inspect_command(request, phrase), inspect_python(request, phrase)
-            yield {self.heat: said} | self.again.showing(*texts, request)
+            yield {self.looked: seen(), self.heat: said} | self.again.showing(*texts, request)
+
+
+def _chart(title: str) -> gr.Image:
+    return gr.Image(
+        label=title, show_label=False, format="png", interactive=False, min_width=230, elem_id=f"matrix-{title}",
+        buttons=["download", "fullscreen"],
+    )  # fmt: skip
 
 
 def _look(model: Model, request: Request, phrase: str, stop: threading.Event, tell: Tell) -> None:

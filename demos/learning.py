@@ -1,9 +1,8 @@
 """The Learn tab: a concept from a few pictures, watched while it is learned, and usable at once."""
 
-import re
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,15 @@ from typing import Any
 import crescents
 import gradio as gr
 import pandas as pd
-from action import QUIET, Action
+from action import QUIET, Action, seen
 from again import Again
 from form import Form
 from hosting import Host
+from learning_told import file_name, reproduced, told_learning
 from learning_work import Concept, News, curve, learned
-from reports import plain
 from stopping import Stops
 from t2iedit_context.prompts import filled
 from t2iedit_context.settings import PRESETS, Settings, preset_for
-from telling import told
 from temporary import folder
 from uploads import picture
 from visit import Visit
@@ -30,6 +28,7 @@ from t2iedit.controls import Control, controls
 from t2iedit.errors import InvalidRequest
 
 NAME = "Learn"
+FIRST_TAB = "() => document.querySelector('#tabs [role=tab]').click()"
 EDIT = "core"
 SHOWN = ("kind", "steps")
 MORE = ("vectors", "learning_rate", "embedding_weight", "attention_weight", "seed")
@@ -78,19 +77,25 @@ class Tab:
         with gr.Accordion("More settings", open=False):
             self.widgets += [widget(control) for control in self.controls[len(SHOWN) :]]
         action = Action("learn", "Learn", stops, cancel="Stop and keep")
-        self.strip = gr.Image(
-            label="The concept so far", format="png", interactive=False, elem_id="strip"
-        )
-        with gr.Row(elem_id="losses"):
-            self.plots = {name: _plot(name, title) for name, title in LOSSES.items()}
-        self.report = gr.Markdown(elem_id="learn-report")
-        with gr.Row():
-            self.file = gr.File(label="The concept's file", interactive=False, elem_id="concept")
-            self.use = gr.Button("Use it in the prompt", interactive=False, elem_id="use-concept")
+        with gr.Column(visible=False) as self.result:
+            self.strip = gr.Image(
+                label="The concept so far", format="png", interactive=False, elem_id="strip"
+            )
+            with gr.Row(elem_id="losses"):
+                self.plots = {name: _plot(name, title) for name, title in LOSSES.items()}
+            self.report = gr.Markdown(elem_id="learn-report")
+            with gr.Row():
+                self.file = gr.File(
+                    label="The concept's file", interactive=False, height=90, elem_id="concept"
+                )
+                self.use = gr.Button(
+                    "Use it in the prompt", interactive=False, elem_id="use-concept"
+                )
         self.again = Again("learn")
+        self.worded = gr.State("")
         self._connect(action, draw)
 
-    def work(self, stop: threading.Event, *values: Any) -> Iterator[Any]:
+    def work(self, stop: threading.Event, *values: Any) -> Generator[Any, None, None]:
         """Losses and strips as they come, then the concept."""
         given, category, name, model, files = values[:5]
         settings = self._settings(name, category, model, values[5:])
@@ -108,7 +113,7 @@ class Tab:
     def _connect(self, action: Action, draw: gr.Button) -> None:
         option_of_edit = self.part.file
         outputs: list[Any] = [
-            self.strip, *self.plots.values(), self.report, self.file, self.use, option_of_edit, *self.again.outputs,
+            self.result, self.strip, *self.plots.values(), self.report, self.file, self.use, self.worded, option_of_edit, *self.again.outputs,
         ]  # fmt: skip
         inputs: list[Any] = [
             self.given, self.category, self.placeholder, self.form.model, option_of_edit, *self.widgets
@@ -121,16 +126,9 @@ class Tab:
 
         draw.click(examples, None, [self.given, self.category, self.placeholder], **QUIET)
         used: list[Any] = [self.form.prompt, self.form.chosen]
-        self.use.click(
-            self._in_prompt, [self.placeholder, self.category, self.widgets[0], self.form.chosen], used,
-            js=None, **QUIET,
-        ).then(None, None, None, js="() => document.querySelector('#tabs [role=tab]').click()", **QUIET)  # fmt: skip
-
-    def _in_prompt(self, name: str, category: str, kind: str, chosen: list[str]) -> Any:
-        """A prompt with the concept in it, and the edit that puts it there switched on."""
-        with told():
-            template = Settings(placeholder=name, category=category, kind=kind).instance_template
-            return filled(template, name, category), list(dict.fromkeys([*chosen, EDIT]))
+        self.use.click(_in_prompt, [self.worded, self.form.chosen], used, **QUIET).then(
+            None, None, None, js=FIRST_TAB, **QUIET
+        )
 
     def _control(self, control: Control) -> Control:
         """As a host limits it, with the first model's preset as its default."""
@@ -169,6 +167,7 @@ class Tab:
 
     def _begun(self) -> dict[Any, Any]:
         return {
+            self.result: seen(),
             self.strip: None,
             self.report: "",
             self.file: None,
@@ -191,65 +190,15 @@ class Tab:
             self.file: path,
             self.part.file: [*others, path],
             self.use: gr.update(interactive=True),
+            self.worded: filled(
+                settings.instance_template, settings.placeholder, settings.category
+            ),
         } | self.again.showing(*reproduced(settings, model))
 
 
-def file_name(settings: Settings) -> str:
-    """After the placeholder, in letters that every system takes."""
-    return (re.sub(r"[^A-Za-z0-9-]+", "", settings.placeholder) or "concept") + ".safetensors"
-
-
-def told_learning(concept: Concept, settings: Settings) -> str:
-    """What was learned, as Markdown."""
-    name = plain(settings.placeholder)
-    if concept.cut_short is not None:
-        return f"- {plain(concept.cut_short)}; **{name}** is kept as it was then."
-    report = concept.report
-    lines = [f"- Learned **{name}** in {report['steps']} steps and {report['seconds']:.0f} s."]
-    for encoder, facts in report["encoders"].items():
-        near = ", ".join(plain(word) for word in facts["nearest words"][0])
-        lines.append(
-            f"- The words around it are as they are around “{plain(settings.category)}” to"
-            f" {facts['context similarity after']:.3f} (cosine, {plain(encoder)}). Nearest words: {near}."
-        )
-    return "\n".join(lines)
-
-
-def reproduced(settings: Settings, model: str) -> tuple[str, str]:
-    """The command line and the Python, with what differs from the preset."""
-    import shlex
-
-    usual = Settings(placeholder="x", category="x", **PRESETS[preset_for(model)]).model_dump()
-    own = {key: value for key, value in settings.model_dump().items() if value != usual[key]}
-    name, category = own.pop("placeholder"), own.pop("category")
-    flags = [
-        word for key, value in own.items() for word in (f"--{key.replace('_', '-')}", str(value))
-    ]
-    words = [
-        "t2iedit",
-        "core",
-        "learn",
-        "pictures",
-        "--placeholder",
-        name,
-        "--category",
-        category,
-        "-m",
-        model,
-    ]
-    command = shlex.join([*words, *flags, "-o", file_name(settings)])
-    values = {"placeholder": name, "category": category} | PRESETS[preset_for(model)] | own
-    arguments = ", ".join(f"{key}={value!r}" for key, value in values.items())
-    python = (
-        "import t2iedit\n"
-        "from t2iedit_context.learning import learn\n"
-        "from t2iedit_context.settings import Settings\n\n"
-        f'model = t2iedit.open_model({model!r}, dtype="float32")\n'
-        f"settings = Settings({arguments})\n"
-        f'learned = learn(model, "pictures", settings, {file_name(settings)!r})\n'
-        "print(learned.report)\n"
-    )
-    return command, python
+def _in_prompt(prompt: str, chosen: list[str]) -> Any:
+    """The concept's prompt, and the edit that puts the concept there switched on."""
+    return prompt, list(dict.fromkeys([*chosen, EDIT]))
 
 
 def _plot(name: str, title: str) -> gr.LinePlot:

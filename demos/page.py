@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 import tabs
-from action import MODEL, QUIET
+from action import MODEL, QUIET, TO_RESULT
 from form import Form
 from hosting import Host
 from names import shareable
@@ -20,14 +20,13 @@ from visit import Visit, own_files
 from t2iedit import Request, generate, read_recipe
 from t2iedit.errors import InvalidRequest
 
+PICTURES = "pictures"
 INTRODUCTION = """
 # t2iedit
 A text-to-image model reads a prompt as a table of numbers, one row a word: its *embedding*. An **edit** changes those
 numbers, not the prompt. Try one of the examples: both pictures start from the same seed, so whatever differs between them
 the edit did.
 """
-# On a phone the result is below the controls.
-TO_RESULT = "() => matchMedia('(max-width: 700px)').matches && document.querySelector('#tabs').scrollIntoView()"
 
 
 def page(host: Host) -> gr.Blocks:
@@ -48,13 +47,12 @@ def page(host: Host) -> gr.Blocks:
             )
         with below:
             visit = Visit(host, form)
-        with right, gr.Tabs(selected="pictures", elem_id="tabs") as shown:
+        with right, gr.Tabs(selected=PICTURES, elem_id="tabs") as shown:
+            made = {}
             for module in tabs.offered():
                 with gr.Tab(module.NAME, id=module.__name__):
-                    made = module.Tab(host, form, visit, stops)
-                    if module.NAME == "Generate":
-                        generating = made
-        _connect_examples(host, form, shown, generating)
+                    made[module.__name__] = module.Tab(host, form, visit, stops)
+        _connect_examples(host, form, shown, made[PICTURES])
         dropped.upload(
             _repeating(host, form), [dropped, *form.files], form.inputs, api_visibility="private"
         )
@@ -86,11 +84,12 @@ def _connect_examples(host: Host, form: Form, shown: gr.Tabs, generating: Any) -
         for name, request in examples(host):
             button = gr.Button(name, size="sm", min_width=110)
             filled = button.click(
-                lambda request=request: [*form.filled(request), gr.Tabs(selected="pictures")],
+                lambda request=request: [*form.filled(request), gr.Tabs(selected=PICTURES)],
                 None,
                 [*form.inputs, shown],
                 **QUIET,
             )
+            button.click(None, None, None, js=TO_RESULT, **QUIET)
             generating.on(filled.then)
 
 

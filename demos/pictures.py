@@ -1,11 +1,11 @@
 """The Generate tab: the picture without and with the edits, from one seed."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import gradio as gr
-from action import Action
+from action import Action, seen
 from again import Again
 from form import Form
 from hosting import Host
@@ -19,7 +19,7 @@ from watching import Moment
 from t2iedit import Request, Result
 
 NAME = "Generate"
-WITHOUT, WITH = "without the edits", "with the edits"
+WITHOUT, WITH = "without", "with the edits"
 
 
 class Tab:
@@ -31,49 +31,55 @@ class Tab:
         self.live = gr.Image(
             label="While it is made", visible=False, format="png", elem_id="live", height=300
         )
-        self.slider = gr.ImageSlider(
-            label="Without the edits (left) and with them (right)",
-            format="png",
-            interactive=False,
-            elem_id="slider",
-            max_height=400,
-        )
-        place = gr.Slider(
-            0,
-            100,
-            50,
-            step=1,
-            label="Before / after",
-            elem_id="place",
-            buttons=[],
-            visible=False,
-            container=False,
-            show_label=False,
-        )
-        place.input(
-            None, place, self.slider, js="(at) => ({__type__: 'update', slider_position: at})",
-            queue=False, show_progress="hidden", api_visibility="private",
-        )  # fmt: skip
-        self.place = place
-        self.report = gr.Markdown(elem_id="report")
-        self.pair = gr.Gallery(
-            label="The same two, each carrying its recipe",
-            columns=2,
-            height="auto",
-            object_fit="contain",
-            format="png",
-            interactive=False,
-            elem_id="pair",
-        )
+        with gr.Column(visible=False) as self.result:
+            self.caption = gr.Markdown(elem_classes="caption")
+            self.slider = gr.ImageSlider(
+                label="Before and after",
+                show_label=False,
+                format="png",
+                interactive=False,
+                elem_id="slider",
+                max_height=400,
+            )
+            place = gr.Slider(
+                0,
+                100,
+                50,
+                step=1,
+                label="Before / after",
+                elem_id="place",
+                buttons=[],
+                visible=False,
+                container=False,
+                show_label=False,
+            )
+            place.input(
+                None, place, self.slider, js="(at) => ({__type__: 'update', slider_position: at})",
+                queue=False, show_progress="hidden", api_visibility="private",
+            )  # fmt: skip
+            self.place = place
+            self.report = gr.Markdown(elem_id="report")
+            self.pair = gr.Gallery(
+                label="Both pictures, each carrying its recipe",
+                show_label=False,
+                columns=2,
+                height="auto",
+                object_fit="contain",
+                format="png",
+                interactive=False,
+                elem_id="pair",
+            )
         self.again = Again("generate")
         outputs: list[Any] = [
-            self.slider, place, self.pair, self.report, *self.again.outputs, *visit.outputs
+            self.result, self.caption, self.slider, place, self.pair, self.report, *self.again.outputs, *visit.outputs
         ]  # fmt: skip
         self.on = action.connect(
             self.work, [visit.kept, *form.inputs], outputs, form.prompt.submit, live=self.live
         )
 
-    def work(self, stop: threading.Event, kept: list[Any], *values: Any) -> Iterator[Any]:
+    def work(
+        self, stop: threading.Event, kept: list[Any], *values: Any
+    ) -> Generator[Any, None, None]:
         """Both pictures, with news on the way."""
         request = self.form.asked(values)
         results: list[Result] = []
@@ -89,11 +95,17 @@ class Tab:
         captions = [WITHOUT, WITH][: len(results)]
         pair = [(one.image, caption) for one, caption in zip(results, captions, strict=True)]
         several = len(results) > 1
-        label = "Without the edits (left) and with them (right)" if several else "No edit is on"
+        text = (
+            "Left of the line without the edits, right of it with them."
+            if several
+            else "No edit is on."
+        )
         shown = (results[0].image, results[-1].image)
         texts = generate_command(request), generate_python(request)
         return {
-            self.slider: gr.update(value=shown, label=label, slider_position=50 if several else 0),
+            self.result: seen(),
+            self.caption: text,
+            self.slider: gr.update(value=shown, slider_position=50 if several else 0),
             self.place: gr.update(value=50, visible=several),
             self.pair: pair,
             self.report: told_report(results[-1].report),

@@ -4,12 +4,12 @@ import shlex
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from action import QUIET, Action
+from action import QUIET, Action, seen
 from again import Again
 from form import Form
 from hosting import Host
@@ -53,20 +53,24 @@ class Tab:
         )  # fmt: skip
         estimate = gr.Markdown(self._estimate("8", form.model.value), elem_id="estimate")
         action = Action("quantise", "Quantise", stops)
-        self.table = gr.HTML(elem_id="quantise-table")
-        self.slider = gr.ImageSlider(
-            label="As it is (left) and quantised (right)", format="png", interactive=False, max_height=420,
-            elem_id="quantise-slider",
-        )  # fmt: skip
-        self.file = gr.File(label="The model folder, packed", interactive=False, elem_id="packed")
+        with gr.Column(visible=False) as self.result:
+            self.table = gr.HTML(elem_id="quantise-table")
+            gr.Markdown("Left of the line as it is, right of it quantised.", elem_classes="caption")
+            self.slider = gr.ImageSlider(
+                label="As it is and quantised", show_label=False, format="png", interactive=False, max_height=420,
+                elem_id="quantise-slider",
+            )  # fmt: skip
+            self.file = gr.File(
+                label="The model folder, packed", interactive=False, elem_id="packed"
+            )
         self.again = Again("quantise")
         for changed in (self.weights, form.model):
             changed.change(self._estimate, [self.weights, form.model], estimate, **QUIET)
         inputs: list[Any] = [self.weights, self.activations, self.uniform, *form.inputs]
-        outputs: list[Any] = [self.table, self.slider, self.file, *self.again.outputs]
+        outputs: list[Any] = [self.result, self.table, self.slider, self.file, *self.again.outputs]
         action.connect(self.work, inputs, outputs)
 
-    def work(self, stop: threading.Event, *values: Any) -> Iterator[Any]:
+    def work(self, stop: threading.Event, *values: Any) -> Generator[Any, None, None]:
         """News, then the comparison."""
         weights, activations, uniform = values[:3]
         request = self.form.asked(values[3:]).model_copy(update={"edits": ()})
@@ -88,6 +92,7 @@ class Tab:
         bits = made.facts["means"]["weights"]
         guess = estimated(self.host.models.opened(model), bits)
         return {
+            self.result: seen(),
             self.table: table(made.before, made.after, guess, bits),
             self.slider: (made.before.image, made.after.image),
             self.file: _packed(made.folder),

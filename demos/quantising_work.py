@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from t2iedit_mixdq.architectures import hollow
@@ -57,7 +58,7 @@ def estimated(model: Model, bits: float) -> int:
 
     Raises `EditNotSupported` for a denoiser that MixDQ does not know.
     """
-    unet = hollow(dict(model.denoiser.config))  # type: ignore[arg-type, call-overload]
+    unet: Any = hollow(dict(model.denoiser.config))  # type: ignore[arg-type, call-overload]
     return estimated_bytes(survey(unet), unet.to(model.dtype), bits)
 
 

@@ -18,16 +18,20 @@ THEME = gr.themes.Soft(
     block_label_text_color_dark="*body_text_color_subdued",
 )
 CSS = """
-.gradio-container {max-width: 1500px !important; margin: 0 auto;}
+.gradio-container {max-width: 1500px !important; width: 100% !important; margin: 0 auto !important;}
 .title h1 {margin: 0 0 2px;}
 .title p {margin: 0; max-width: 75ch;}
 footer {opacity: .7;}
 .examples button {font-weight: 500;}
+.action button, .minor button {white-space: nowrap;}
 .status p {margin: 0; min-height: 1.4em;}
 .status progress {width: 100%; height: 6px; accent-color: var(--color-accent);}
-.visit-head {align-items: center;}
+.visit-head {align-items: center; flex-wrap: wrap;}
+.visit-head > :first-child {flex: 1 0 140px;}
 #visit, #pair, #cells {min-height: 0 !important;}
 #visit .grid-wrap, #pair .grid-wrap, #cells .grid-wrap {min-height: 0 !important; max-height: none !important;}
+#visit img, #cells img, #pair img {object-fit: contain !important;}
+.caption p {margin: 0; color: var(--body-text-color-subdued); font-size: var(--text-sm);}
 #visit .grid-wrap, #visit .grid-container {padding-top: 0;}
 ol.chips {display: flex; flex-wrap: wrap; gap: 6px; list-style: none; margin: 0 0 8px; padding: 0;}
 ol.chips li {display: flex; flex-direction: column; gap: 1px; border: 1px solid var(--border-color-primary);
@@ -48,13 +52,11 @@ body.dragging::after {content: "Drop the PNG: its settings go into the controls"
   .gradio-container {padding-bottom: 84px !important;}
   .action {position: fixed !important; left: 0; right: 0; bottom: 0; z-index: 60; padding: 10px 14px !important;
     background: var(--body-background-fill); border-top: 1px solid var(--border-color-primary); flex-wrap: nowrap !important;}
-  .look-action .action {position: static !important;}
 }
 @media (prefers-reduced-motion: reduce) {* {animation: none !important; transition: none !important;}}
 """
 # A file that is dropped beside the places meant for files goes to the one that repeats a picture.
 HEAD = """
-<meta name="viewport" content="width=device-width, initial-scale=1">
 <script>
 (() => {
   const carries = (event) => event.dataTransfer && [...event.dataTransfer.types].includes('Files');

@@ -1,11 +1,11 @@
 """The Sweep tab: one or two numeric options over ranges of values, as a labelled grid."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import gradio as gr
-from action import QUIET, Action
+from action import QUIET, Action, seen
 from again import Again
 from form import Form
 from hosting import Host
@@ -48,24 +48,37 @@ class Tab:
         for where, option in (("along the columns", first), ("along the rows", NONE)):
             self.axes += self._axis(where, option)
         action = Action("sweep", "Sweep", stops)
-        self.grid = gr.Image(
-            label="Grid", format="png", type="pil", interactive=False, elem_id="grid"
-        )
-        self.cells = gr.Gallery(
-            label="Cells, each carrying its recipe",
-            columns=5,
-            fit_columns=False,
-            height="auto",
-            object_fit="contain",
-            format="png",
-            interactive=False,
-            elem_id="cells",
-        )
+        with gr.Column(visible=False) as self.result:
+            self.grid = gr.Image(
+                label="Grid",
+                show_label=False,
+                format="png",
+                type="pil",
+                interactive=False,
+                elem_id="grid",
+            )
+            self.cells = gr.Gallery(
+                label="Cells, each carrying its recipe",
+                show_label=False,
+                columns=5,
+                fit_columns=False,
+                height="auto",
+                object_fit="contain",
+                format="png",
+                interactive=False,
+                elem_id="cells",
+            )
         self.again = Again("sweep")
-        outputs: list[Any] = [self.grid, self.cells, *self.again.outputs, *visit.outputs]
+        outputs: list[Any] = [
+            self.result,
+            self.grid,
+            self.cells,
+            *self.again.outputs,
+            *visit.outputs,
+        ]
         action.connect(self.work, [*self.axes, visit.kept, *form.inputs], outputs)
 
-    def work(self, stop: threading.Event, *values: Any) -> Iterator[Any]:
+    def work(self, stop: threading.Event, *values: Any) -> Generator[Any, None, None]:
         """The cells as they are done, then the grid."""
         axes, kept, request = values[:4], values[4], self.form.asked(values[5:])
         sweeps = self._sweeps(request, axes)
@@ -74,7 +87,7 @@ class Tab:
             raise InvalidRequest(
                 f"a sweep may have at most {self.host.limits.cells} cells here, not {len(flat)}"
             )
-        yield {self.grid: None, self.cells: None}
+        yield {self.result: seen(), self.grid: None, self.cells: None}
         results: list[Result] = []
         for said in painted(self.host.models.opened(request.model), flat, stop):
             if isinstance(said, Moment):

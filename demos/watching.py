@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from PIL.Image import Image
@@ -34,18 +34,21 @@ class Moment:
 
 @dataclass
 class Clock:
-    """Estimates what is left of `total` from what is done; the start of the first counts from its making."""
+    """Estimates what is left of `total` from what is done since the first was, which often takes longer than the others."""
 
     total: int
     what: str = "step"
     done: int = 0
-    begun: float = field(default_factory=time.monotonic)
+    _first: tuple[int, float] = (0, 0.0)
 
     def moment(self, count: int = 1, preview: Image | None = None) -> Moment:
         """After `count` more."""
+        now = time.monotonic()
+        if not self.done:
+            self._first = count, now
         self.done += count
-        spent = time.monotonic() - self.begun
-        left = spent / self.done * (self.total - self.done) if self.done else None
+        since = self.done - self._first[0]
+        left = (now - self._first[1]) / since * (self.total - self.done) if since else None
         return Moment(self.done, self.total, left, preview, self.what)
 
 

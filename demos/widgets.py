@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.components import Component
-from word_picker import WordPicker, listed
+from word_picker import listed, word_picker
 
 from t2iedit.controls import Control
 from t2iedit.errors import InvalidOptions
@@ -22,7 +22,7 @@ def widget(control: Control, prompt: str = "") -> Component:
         return gr.Checkbox(value=bool(start), **shared)
     if control.kind == "phrase":
         caption, hint = shared["label"], shared["info"]
-        return WordPicker.of(prompt, start, caption=caption, hint=hint, many=control.many)
+        return word_picker(prompt, start, caption=caption, hint=hint, many=control.many)
     if control.kind == "choice":
         choices = [("(default)", None), *control.choices] if control.optional else control.choices
         return gr.Dropdown(

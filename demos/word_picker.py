@@ -57,51 +57,42 @@ watch(Object.keys(props), draw);
 """
 
 
-class WordPicker(gr.HTML):
-    """Its value is a list of phrases, of one at most unless there may be `many`."""
+def word_picker(
+    prompt: str, value: Any, *, caption: str, hint: str, many: bool, **rest: Any
+) -> gr.HTML:
+    """The component for this prompt's words. Its value is a list of phrases, of one at most unless there may be `many`."""
+    # No class of its own: Gradio writes a file of stubs beside each subclass of a component.
+    return gr.HTML(
+        **state(prompt, listed(value)), caption=caption, hint=hint, many=many, html_template=TEMPLATE,
+        css_template=STYLE, js_on_load=SCRIPT, apply_default_css=False, container=True, padding=True, **rest,
+    )  # fmt: skip
 
-    def __init__(
-        self, value: Any = None, *, caption: str, hint: str, many: bool, chips: Any = (), lost: Any = (), **rest: Any
-    ) -> None:  # fmt: skip
-        # Gradio makes it anew from what `showing` says, so these are its parameters.
-        self.fixed = {"caption": caption, "hint": hint, "many": many}
-        looks = {"html_template": TEMPLATE, "css_template": STYLE, "js_on_load": SCRIPT}
-        box = {"container": True, "padding": True, "apply_default_css": False}
-        props = {"chips": chips, "lost": lost}
-        super().__init__(value=listed(value), **(looks | box | props | self.fixed | rest))
 
-    @classmethod
-    def of(cls, prompt: str, value: Any, **rest: Any) -> "WordPicker":
-        """With this prompt's words and these phrases."""
-        return cls(**state(prompt, listed(value)), **rest)
+def showing(picker: gr.HTML, prompt: str, value: Any) -> Any:
+    """An update to this prompt's words and these phrases."""
+    return gr.update(**(picker.props | state(prompt, listed(value))))
 
-    def showing(self, prompt: str, value: Any) -> Any:
-        """An update to this prompt's words and these phrases."""
-        return gr.update(**state(prompt, listed(value)), **self.fixed)
 
-    def connect(self, prompt: gr.Textbox, **quiet: Any) -> None:
-        """Let clicks on words and phrases act, and keep up with what is typed."""
-        many = self.fixed["many"]
+def connect(picker: gr.HTML, prompt: gr.Textbox, **quiet: Any) -> None:
+    """Let clicks on words and phrases act, and keep up with what is typed."""
+    many = picker.props["many"]
 
-        def pick(text: str, value: Any, event: gr.EventData) -> Any:
-            number = _number(event, len(words(text)))
-            chosen = listed(value)
-            return self.showing(
-                text, chosen if number is None else picked(text, chosen, number, many=many)
-            )
+    def pick(text: str, value: Any, event: gr.EventData) -> Any:
+        number, chosen = _number(event, len(words(text))), listed(value)
+        chosen = chosen if number is None else picked(text, chosen, number, many=many)
+        return showing(picker, text, chosen)
 
-        def drop(text: str, value: Any, event: gr.EventData) -> Any:
-            chosen = listed(value)
-            number = _number(event, len(chosen))
-            return self.showing(text, [p for place, p in enumerate(chosen) if place != number])
+    def drop(text: str, value: Any, event: gr.EventData) -> Any:
+        number, chosen = _number(event, len(listed(value))), listed(value)
+        return showing(picker, text, [p for place, p in enumerate(chosen) if place != number])
 
-        inputs: list[Any] = [prompt, self]
-        self.pick(pick, inputs, self, **quiet)
-        self.drop(drop, inputs, self, **quiet)
-        prompt.change(self.showing, inputs, self, **quiet)
+    def follow(text: str, value: Any) -> Any:
+        return showing(picker, text, value)
 
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "array", "items": {"type": "string"}}
+    inputs: list[Any] = [prompt, picker]
+    picker.pick(pick, inputs, picker, **quiet)
+    picker.drop(drop, inputs, picker, **quiet)
+    prompt.change(follow, inputs, picker, **quiet)
 
 
 def state(prompt: str, phrases: list[str]) -> dict[str, Any]:
