@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import threading
 
@@ -90,6 +91,8 @@ def _pair(auth: str | None) -> tuple[str, str] | None:
 def main() -> int:
     args = parser().parse_args()
     silence_libraries()
+    # What stops a service is to end it as Ctrl-C does, so that its files go.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with own_files():
             launch(opened_host(args), args)

@@ -9,13 +9,13 @@ from typing import Any
 
 import crescents
 import gradio as gr
-import pandas as pd
 from action import QUIET, Action, seen
 from again import Again
+from curves import curves
 from form import Form
 from hosting import Host
 from learning_told import file_name, reproduced, told_learning
-from learning_work import Concept, News, curve, learned
+from learning_work import Concept, News, learned
 from stopping import Stops
 from t2iedit_context.prompts import filled
 from t2iedit_context.settings import PRESETS, Settings, preset_for
@@ -81,8 +81,7 @@ class Tab:
             self.strip = gr.Image(
                 label="The concept so far", format="png", interactive=False, elem_id="strip"
             )
-            with gr.Row(elem_id="losses"):
-                self.plots = {name: _plot(name, title) for name, title in LOSSES.items()}
+            self.losses = gr.HTML(elem_id="losses")
             self.report = gr.Markdown(elem_id="learn-report")
             with gr.Row():
                 self.file = gr.File(
@@ -113,7 +112,7 @@ class Tab:
     def _connect(self, action: Action, draw: gr.Button) -> None:
         option_of_edit = self.part.file
         outputs: list[Any] = [
-            self.result, self.strip, *self.plots.values(), self.report, self.file, self.use, self.worded, option_of_edit, *self.again.outputs,
+            self.result, self.strip, self.losses, self.report, self.file, self.use, self.worded, option_of_edit, *self.again.outputs,
         ]  # fmt: skip
         inputs: list[Any] = [
             self.given, self.category, self.placeholder, self.form.model, option_of_edit, *self.widgets
@@ -169,16 +168,16 @@ class Tab:
         return {
             self.result: seen(),
             self.strip: None,
+            self.losses: "",
             self.report: "",
             self.file: None,
             self.use: gr.update(interactive=False),
         }
 
     def _watched(self, news: News) -> dict[Any, Any]:
-        updates: dict[Any, Any] = {} if news.strip is None else {self.strip: str(news.strip)}
-        for name, values in news.losses.items():
-            if name in self.plots and values:
-                updates[self.plots[name]] = pd.DataFrame(curve(values), columns=["step", "loss"])
+        updates: dict[Any, Any] = {self.losses: curves(news.losses, LOSSES)}
+        if news.strip is not None:
+            updates[self.strip] = str(news.strip)
         return updates
 
     def _kept(self, concept: Concept, settings: Settings, model: str, files: Any) -> dict[Any, Any]:
@@ -199,10 +198,3 @@ class Tab:
 def _in_prompt(prompt: str, chosen: list[str]) -> Any:
     """The concept's prompt, and the edit that puts the concept there switched on."""
     return prompt, list(dict.fromkeys([*chosen, EDIT]))
-
-
-def _plot(name: str, title: str) -> gr.LinePlot:
-    return gr.LinePlot(
-        pd.DataFrame({"step": [], "loss": []}), x="step", y="loss", title=title, height=190, min_width=180,
-        elem_id=f"loss-{name}", buttons=[],
-    )  # fmt: skip

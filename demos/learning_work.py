@@ -19,8 +19,6 @@ EVERY = 1.0
 """Seconds between news."""
 STRIPS = 6
 """Previews of a whole run."""
-POINTS = 60
-"""Of a loss's curve: each the mean of as many steps as it stands for, since single ones jump."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +49,6 @@ def learned(
     return watched(
         lambda tell: _Learning(model, pictures, settings, output, stop, tell).run(), stop
     )
-
-
-def curve(values: Sequence[float]) -> list[tuple[int, float]]:
-    """The step and the mean loss up to it, at most `POINTS` times."""
-    size = max(1, len(values) // POINTS)
-    ends = range(size, len(values) + 1, size)
-    return [(end, sum(values[end - size : end]) / size) for end in ends]
 
 
 @dataclass

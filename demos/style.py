@@ -40,6 +40,12 @@ ol.chips li.edited {border: 2px solid var(--color-accent);}
 ol.chips small {color: var(--body-text-color-subdued); line-height: 1.35;}
 ol.chips .change {color: var(--color-accent); font-size: var(--text-xs); font-weight: 600;}
 ol.chips .near {border-top: 1px dotted var(--border-color-primary); margin-top: 3px; padding-top: 3px; max-width: 120px;}
+.curves {display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 14px;}
+.curves figure {margin: 0;}
+.curves figcaption {display: flex; justify-content: space-between; gap: 8px; font-size: var(--text-sm);}
+.curves svg {width: 100%; height: 70px; display: block; border-bottom: 1px solid var(--border-color-primary);}
+.curves polyline {fill: none; stroke: var(--color-accent); stroke-width: 2; vector-effect: non-scaling-stroke;}
+.curves small {color: var(--body-text-color-subdued);}
 table.facts {border-collapse: collapse; width: 100%;}
 table.facts th, table.facts td {text-align: left; padding: 6px 10px; border-bottom: 1px solid var(--border-color-primary);}
 table.facts tbody th {font-weight: 400;}

@@ -30,10 +30,11 @@ def widget(control: Control, prompt: str = "") -> Component:
         )
     if control.kind == "file":
         count = "multiple" if control.many else "single"
+        gr.Markdown(control.description, elem_classes="caption")
         return gr.File(
             file_types=[".safetensors"],
             file_count=count,
-            label=f"{shared['label']}: {shared['info']}",
+            label=shared["label"],
             height=120,
         )
     # An empty `gr.Number` comes back as 0, so what may be left empty is a text.

@@ -57,8 +57,11 @@ class Core(t2iedit.Edit):
 
     @classmethod
     def in_words(cls, facts: dict[str, Any]) -> str:
-        put = [f"{name} ({held['vectors']} learned)" for name, held in facts.get("concepts", {}).items()]
-        return f"put in the vectors of {' and '.join(put)}" if put else super().in_words(facts)
+        put = [
+            f"{name} as {held['vectors']} learned vector{'s' * (held['vectors'] != 1)}"
+            for name, held in facts.get("concepts", {}).items()
+        ]
+        return f"put in {' and '.join(put)}" if put else super().in_words(facts)
 
     @cached_property
     def concepts(self) -> list[Concept]:
