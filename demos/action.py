@@ -59,10 +59,12 @@ class Action:
             self.stops.cancel(visitor)
             return {self.status: line("Stopped.")} | _hidden(live)
 
-        # Those that still wait are taken out of the queue by `cancels`.
-        self.cancel.click(
-            stop, None, [self.status, *([live] if live else [])], cancels=begun, **QUIET
-        )
+        if keeps:
+            self.cancel.click(self.stops.cancel, None, None, **QUIET)
+        else:
+            # What still waits is taken out of the queue by `cancels`.
+            heard = [self.status, *([live] if live else [])]
+            self.cancel.click(stop, None, heard, cancels=begun, **QUIET)
         return lambda trigger: trigger(run, **settings)
 
     def _run(self, work: Work, live: gr.Image | None) -> Callable[..., Iterator[Any]]:

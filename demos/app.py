@@ -57,6 +57,18 @@ def launch(host: Host, args: argparse.Namespace, *, wait: bool = True) -> gr.Blo
     """Serve the page; with `wait`, until interrupted."""
     blocks = page(host)
     blocks.queue(max_size=host.limits.waiting, default_concurrency_limit=4)
+    try:
+        _serve(blocks, host, args, quiet=not wait)
+    except OSError as error:
+        raise UserError(
+            f"port {args.port} of {args.host} cannot be listened on, or is taken; choose others with --host and --port"
+        ) from error
+    if wait:
+        threading.Event().wait()
+    return blocks
+
+
+def _serve(blocks: gr.Blocks, host: Host, args: argparse.Namespace, *, quiet: bool) -> None:
     blocks.launch(
         server_name=args.host,
         server_port=args.port,
@@ -69,14 +81,11 @@ def launch(host: Host, args: argparse.Namespace, *, wait: bool = True) -> gr.Blo
         ssr_mode=False,
         footer_links=["api", "settings"],
         prevent_thread_lock=True,
-        quiet=not wait,
+        quiet=quiet,
         theme=THEME,
         css=CSS,
         head=HEAD,
     )
-    if wait:
-        threading.Event().wait()
-    return blocks
 
 
 def _pair(auth: str | None) -> tuple[str, str] | None:

@@ -97,7 +97,7 @@ class Tab:
 
 def _chart(title: str) -> gr.Image:
     return gr.Image(
-        label=title, show_label=False, format="png", interactive=False, min_width=230, elem_id=f"matrix-{title}",
+        label=title, show_label=False, format="png", interactive=False, min_width=200, elem_id=f"matrix-{title}",
         buttons=["download", "fullscreen"],
     )  # fmt: skip
 
