@@ -48,6 +48,10 @@ def picture(path: str, most: int, pixels: int) -> Image.Image:
             return _on_white(ImageOps.exif_transpose(image))
     except InvalidRequest:
         raise
+    except Image.DecompressionBombError as error:
+        raise InvalidRequest(
+            f'"{name}" has far more pixels than the {pixels} allowed here'
+        ) from error
     # A broken picture makes Pillow raise nearly anything.
     except Exception as error:
         raise InvalidRequest(
