@@ -10,7 +10,6 @@ SIDE, MARGIN = 420, 60
 INK, GRID, PAPER = (30, 30, 30), (225, 225, 225), (255, 255, 255)
 COLORS = ((33, 102, 172), (178, 24, 43), (27, 120, 55), (118, 42, 131), (191, 129, 45))
 
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 Point = tuple[float, float, str]
 """A share along, a share up, both 0 to 1, and what to write beside them."""
 

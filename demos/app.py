@@ -2,90 +2,20 @@
 
 import argparse
 import os
+import signal
 import sys
 import threading
-from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
-from form import Form
 from hosting import Host, Limits, Models, listed_files
-from inspecting import InspectTab
-from pictures import MODEL, QUIET, PictureTab, Stops, request_in
-from sweeping import SweepTab
-from telling import told
+from page import page
+from style import CSS, HEAD, THEME
+from temporary import own_files
 
-from examples import examples
-from t2iedit import Request, UserError, generate
+from t2iedit import UserError
 from t2iedit.cli.terminal import silence_libraries
-
-INTRODUCTION = """
-# t2iedit
-A text-to-image model reads a prompt as a table of numbers, one row a word: its *embedding*. An **edit** changes those
-numbers, not the prompt. Choose one below and press Generate: both pictures start from the same seed, so whatever differs
-between them the edit did.
-"""
-CSS = "footer {opacity: .6} #status p {margin: 0; min-height: 1.5em}"
-OLD = (600, 3600)
-"""Seconds: how often temporary files are looked through, and how old they may become."""
-
-
-def page(host: Host) -> gr.Blocks:
-    """The whole page, bound to a host."""
-    stops = Stops()
-    with gr.Blocks(title="t2iedit", analytics_enabled=False, delete_cache=OLD) as blocks:
-        gr.Markdown(INTRODUCTION)
-        with gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                form = Form(host)
-                with gr.Accordion("Repeat a picture", open=False):
-                    dropped = gr.File(
-                        label="Drop a PNG that t2iedit made: its settings go into the controls",
-                        file_types=[".png"],
-                        elem_id="dropped",
-                    )
-                gr.Markdown("Examples")
-                with gr.Row():
-                    for name, request in examples(host):
-                        gr.Button(name, size="sm", min_width=120).click(
-                            lambda request=request: form.filled(request), None, form.inputs, **QUIET
-                        )
-            with gr.Column(scale=3, min_width=320), gr.Tabs():
-                with gr.Tab("Picture"):
-                    PictureTab(host, form, stops)
-                with gr.Tab("Inspect"):
-                    InspectTab(host, form, stops)
-                with gr.Tab("Sweep"):
-                    SweepTab(host, form, stops)
-
-        def repeat(path: str | None) -> list[Any]:
-            with told():
-                return form.filled(request_in(path, host))
-
-        dropped.upload(repeat, dropped, form.inputs, api_visibility="private")
-        _script_endpoint(host)
-    return blocks
-
-
-def _script_endpoint(host: Host) -> None:
-    """`/generate` for `gradio_client`: a request as JSON in, its first image and its report out."""
-    asked, report = gr.JSON(visible=False), gr.JSON(visible=False)
-    image = gr.Image(visible=False, format="png")
-    button = gr.Button(visible=False)
-
-    def made(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """One image from a request as JSON: prompt, negative, model, seed, steps, guidance_scale, size, edits."""
-        with told():
-            admitted: Request = host.admitted(request)
-            single = admitted.for_seed(admitted.seeds[0])
-            result = generate(host.models.opened(single.model), single)
-        return result.image, result.report
-
-    button.click(
-        made, asked, [image, report],
-        api_name="generate", concurrency_id=MODEL, concurrency_limit=1,
-    )  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -105,13 +35,19 @@ def parser() -> argparse.ArgumentParser:
     limits = Limits()
     root.add_argument("--max-side", type=int, default=limits.side, metavar="PIXELS")
     root.add_argument("--max-steps", type=int, default=limits.steps, metavar="N")
+    root.add_argument("--max-learning", type=int, default=limits.learning, metavar="STEPS")
     root.add_argument("--max-waiting", type=int, default=limits.waiting, metavar="N")
     return root
 
 
 def opened_host(args: argparse.Namespace) -> Host:
     """Raises `UserError`."""
-    limits = Limits(side=args.max_side, steps=args.max_steps, waiting=args.max_waiting)
+    limits = Limits(
+        side=args.max_side,
+        steps=args.max_steps,
+        learning=args.max_learning,
+        waiting=args.max_waiting,
+    )
     models = Models(args.models or ["shapes"], device=args.device)
     models.opened(models.names[0])
     return Host(models, listed_files(args.files), limits)
@@ -121,22 +57,35 @@ def launch(host: Host, args: argparse.Namespace, *, wait: bool = True) -> gr.Blo
     """Serve the page; with `wait`, until interrupted."""
     blocks = page(host)
     blocks.queue(max_size=host.limits.waiting, default_concurrency_limit=4)
+    try:
+        _serve(blocks, host, args, quiet=not wait)
+    except OSError as error:
+        raise UserError(
+            f"port {args.port} of {args.host} cannot be listened on, or is taken; choose others with --host and --port"
+        ) from error
+    if wait:
+        threading.Event().wait()
+    return blocks
+
+
+def _serve(blocks: gr.Blocks, host: Host, args: argparse.Namespace, *, quiet: bool) -> None:
     blocks.launch(
         server_name=args.host,
         server_port=args.port,
         share=args.share,
         auth=_pair(args.auth),
         max_file_size=host.limits.upload,
+        state_session_capacity=host.limits.sessions,
         enable_monitoring=False,
+        run_history=False,
         ssr_mode=False,
-        footer_links=["api"],
+        footer_links=["api", "settings"],
         prevent_thread_lock=True,
-        theme=gr.themes.Soft(),
+        quiet=quiet,
+        theme=THEME,
         css=CSS,
+        head=HEAD,
     )
-    if wait:
-        threading.Event().wait()
-    return blocks
 
 
 def _pair(auth: str | None) -> tuple[str, str] | None:
@@ -151,8 +100,11 @@ def _pair(auth: str | None) -> tuple[str, str] | None:
 def main() -> int:
     args = parser().parse_args()
     silence_libraries()
+    # What stops a service is to end it as Ctrl-C does, so that its files go.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        launch(opened_host(args), args)
+        with own_files():
+            launch(opened_host(args), args)
     except UserError as error:
         print(f"t2iedit demo: {error}", file=sys.stderr)
         return 2

@@ -1,32 +1,24 @@
 """The controls that describe a request: built from what is installed, read as JSON, and set from a request."""
 
+import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from action import QUIET
+from edit_part import EditPart
 from gradio.components import Component
-from hosting import Host, check_upload
-from widgets import UNSET, option, shown, widget
-from words import phrases, standing
+from hosting import Host
 
-from t2iedit import Edit, Request
-from t2iedit.controls import Control, controls
+from t2iedit import Request
+from t2iedit.errors import InvalidRequest
 from t2iedit.plugins import installed
 
 PROMPT = "a red circle and a blue square on a white background"
 SEEDS = 2**31
-
-
-@dataclass
-class EditPart:
-    """One installed edit's accordion."""
-
-    edit: type[Edit]
-    controls: list[Control]
-    accordion: gr.Accordion
-    widgets: list[Component]
-    earlier: gr.Button
+OTHERS = ("scheduler", "clip_skip", "syntax", "weights", "prompts", "negatives")
+"""Settings of a request without a control of their own, typed as JSON."""
 
 
 class Form:
@@ -34,59 +26,41 @@ class Form:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        defaults = host.models.opened(host.models.names[0]).defaults
-        limits = host.limits
-        names = host.models.names
-        self.model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
         self.prompt = gr.Textbox(PROMPT, label="Prompt", lines=2, autofocus=True, elem_id="prompt")
-        self.negative = gr.Textbox(
-            label="Negative prompt", info="What guidance leads away from.", elem_id="negative"
-        )
-        with gr.Row():
-            self.seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=100)
-            self.reroll = gr.Button("Another seed", size="sm", min_width=100, elem_id="reroll")
-        with gr.Row():
-            self.steps = gr.Slider(
-                1,
-                limits.steps,
-                min(defaults.steps, limits.steps),
-                step=1,
-                label="Steps",
-                min_width=120,
-            )
-            self.guidance = gr.Slider(
-                0, 20, defaults.guidance_scale, step=0.1, label="Guidance", min_width=120
-            )
-        with gr.Row():
-            width, height = defaults.size
-            self.width = gr.Number(width, label="Width", precision=0, min_width=90)
-            self.height = gr.Number(height, label="Height", precision=0, min_width=90)
+        self.examples = gr.Row(elem_classes="examples")
         self.chosen = gr.Dropdown(
             sorted(installed().edits),
             value=[],
             multiselect=True,
             label="Edits at work",
-            info="They act in this order; choosing one switches it on.",
+            info="They act in this order.",
             elem_id="chosen",
         )
-        self.parts = [_part(installed().edits[name]) for name in sorted(installed().edits)]
+        edits = [installed().edits[name] for name in sorted(installed().edits)]
+        self.parts = [EditPart(edit, PROMPT) for edit in edits]
+        with gr.Row():
+            self.seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=100)
+            self.reroll = gr.Button("Another seed", size="sm", min_width=100, elem_id="reroll")
+        with gr.Accordion("Settings", open=False, elem_id="settings"):
+            self._settings()
         self.inputs: list[Component] = [
-            self.model, self.prompt, self.negative, self.seed, self.steps, self.guidance,
-            self.width, self.height, self.chosen, *(w for part in self.parts for w in part.widgets),
+            self.model, self.prompt, self.negative, self.seed, self.steps, self.guidance, self.width, self.height,
+            self.others, self.chosen, *(w for part in self.parts for w in part.widgets),
         ]  # fmt: skip
+        self.files = [component for component in self.inputs if isinstance(component, gr.File)]
         self._connect()
 
     def asked(self, values: Sequence[Any]) -> Request:
         """The request that the widgets' values describe. Raises `UserError`."""
-        model, prompt, negative, seed, steps, guidance, width, height, chosen = values[:9]
+        model, prompt, negative, seed, steps, guidance, width, height, others, chosen = values[:10]
         held = dict(zip((id(w) for w in self.inputs), values, strict=True))
         uploads: list[str] = []
         edits = {
-            part.edit.name: self._options(part, held, uploads)
+            part.edit.name: part.options(held, uploads, self.host.limits)
             for part in self.parts
             if part.edit.name in chosen
         }
-        data = {
+        data = _parsed(others) | {
             "model": model,
             "prompt": prompt or "",
             "negative": negative or None,
@@ -99,11 +73,18 @@ class Form:
         return self.host.admitted(data, uploads)
 
     def filled(self, request: Request) -> list[Any]:
-        """Updates that make the widgets describe this request."""
+        """Updates that make the widgets describe this request; what they cannot hold the visitor is told."""
         defaults = self.host.models.opened(request.model).defaults
         width, height = request.size or defaults.size
         guidance = request.guidance_scale
-        updates: list[Any] = [
+        data = request.to_json()
+        others = {key: data[key] for key in OTHERS if key in data}
+        names = Counter(edit.name for edit in request.edits)
+        for name, times in names.items():
+            if times > 1:
+                gr.Warning(f'"{name}" acts {times} times in it; the page holds the last of them')
+        given = {edit.name: edit.options.model_dump(mode="json") for edit in request.edits}
+        return [
             request.model,
             request.prompt,
             request.negative or "",
@@ -112,65 +93,51 @@ class Form:
             defaults.guidance_scale if guidance is None else guidance,
             width,
             height,
-            list(dict.fromkeys(edit.name for edit in request.edits)),
+            json.dumps(others) if others else "",
+            list(names),
+            *(
+                update
+                for part in self.parts
+                for update in part.showing(given.get(part.edit.name, {}), request.prompt)
+            ),
         ]
-        given = {edit.name: edit.options.model_dump(mode="json") for edit in request.edits}
-        for part in self.parts:
-            values = given.get(part.edit.name, {})
-            for control in part.controls:
-                value = shown(control, values.get(control.name, control.default))
-                updates.append(_set(control, value, request.prompt))
-        return updates
 
-    def _options(self, part: EditPart, held: dict[int, Any], uploads: list[str]) -> dict[str, Any]:
-        options = {}
-        for control, component in zip(part.controls, part.widgets, strict=True):
-            value = option(control, held[id(component)])
-            if value is UNSET:
-                continue
-            if control.kind == "file":
-                given = value if isinstance(value, list) else [value]
-                for path in given:
-                    check_upload(path, self.host.limits)
-                uploads += given
-            options[control.name] = value
-        return options
+    def part(self, name: str) -> EditPart:
+        """The accordion of an installed edit."""
+        return next(part for part in self.parts if part.edit.name == name)
+
+    def _settings(self) -> None:
+        limits, names = self.host.limits, self.host.models.names
+        defaults = self.host.models.opened(names[0]).defaults
+        self.model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
+        self.negative = gr.Textbox(
+            label="Negative prompt", info="What guidance leads away from.", elem_id="negative"
+        )
+        steps = min(defaults.steps, limits.steps)
+        self.steps = gr.Slider(1, limits.steps, steps, step=1, label="Steps", elem_id="steps")
+        self.guidance = gr.Slider(0, 20, defaults.guidance_scale, step=0.1, label="Guidance")
+        width, height = defaults.size
+        with gr.Row():
+            self.width = gr.Number(width, label="Width", precision=0, min_width=90)
+            self.height = gr.Number(height, label="Height", precision=0, min_width=90)
+        self.others = gr.Textbox(
+            label="Other settings",
+            info=f"As JSON: {', '.join(OTHERS)}.",
+            placeholder='{"scheduler": "euler_a"}',
+            elem_id="others",
+        )
 
     def _connect(self) -> None:
-        quiet: dict[str, Any] = {
-            "queue": False, "show_progress": "hidden", "api_visibility": "private"
-        }  # fmt: skip
-        self.reroll.click(
-            None, None, self.seed, js=f"() => Math.floor(Math.random() * {SEEDS})", **quiet
-        )
-        pickers = [
-            (control, component)
-            for part in self.parts
-            for control, component in zip(part.controls, part.widgets, strict=True)
-            if control.kind == "phrase"
-        ]
-
-        def offer(prompt: str, *held: Any) -> list[Any]:
-            return [
-                _set(control, value, prompt)
-                for (control, _), value in zip(pickers, held, strict=True)
-            ]
-
-        components = [component for _, component in pickers]
-        if components:
-            self.prompt.change(offer, [self.prompt, *components], components, **quiet)
-
-        def label(chosen: list[str]) -> list[Any]:
-            return [gr.update(label=_title(part.edit.name, chosen), open=part.edit.name in chosen)
-                    for part in self.parts]  # fmt: skip
-
-        accordions = [part.accordion for part in self.parts]
-        self.chosen.change(label, self.chosen, accordions, **quiet)
+        roll = f"() => Math.floor(Math.random() * {SEEDS})"
+        self.reroll.click(None, None, self.seed, js=roll, **QUIET)
         for part in self.parts:
-            name = part.edit.name
-            part.earlier.click(
-                lambda chosen, name=name: moved_up(name, chosen), self.chosen, self.chosen, **quiet
-            )
+            part.connect(self.prompt, self.chosen)
+
+        def heads(chosen: list[str]) -> list[Any]:
+            return [update for part in self.parts for update in part.heads(chosen)]
+
+        shown = [block for part in self.parts for block in (part.accordion, part.switch)]
+        self.chosen.change(heads, self.chosen, shown, **QUIET)
 
         def settle(model: str) -> list[Any]:
             defaults = self.host.models.opened(model).defaults
@@ -182,33 +149,17 @@ class Form:
         )  # fmt: skip
 
 
-def moved_up(name: str, chosen: list[str]) -> list[str]:
-    """The edit switched on, if it was not, else one place further to the front."""
-    if name not in chosen:
-        return [*chosen, name]
-    place = max(0, chosen.index(name) - 1)
-    others = [other for other in chosen if other != name]
-    return [*others[:place], name, *others[place:]]
-
-
-def _part(edit: type[Edit]) -> EditPart:
-    found = controls(edit.Options)
-    with gr.Accordion(_title(edit.name, []), open=False, elem_id=f"edit-{edit.name}") as accordion:
-        gr.Markdown((edit.__doc__ or "").split("\n")[0])
-        earlier = gr.Button("Switch on, or act earlier", size="sm", elem_id=f"earlier-{edit.name}")
-        widgets = [widget(control, phrases(PROMPT)) for control in found]
-    return EditPart(edit, found, accordion, widgets, earlier)
-
-
-def _set(control: Control, value: Any, prompt: str) -> Any:
-    """An update; phrases bring the words to choose from, and lose those that no longer stand in the prompt."""
-    if control.kind != "phrase":
-        return gr.update(value=value)
-    chosen = standing(prompt, value if isinstance(value, list) else [value] if value else [])
-    choices = list(dict.fromkeys([*phrases(prompt), *chosen]))
-    kept: Any = chosen if control.many else (chosen[0] if chosen else None)
-    return gr.update(choices=choices, value=kept)
-
-
-def _title(name: str, chosen: Sequence[str]) -> str:
-    return f"{name}: on, {chosen.index(name) + 1} of {len(chosen)}" if name in chosen else name
+def _parsed(others: str | None) -> dict[str, Any]:
+    """Raises `InvalidRequest`."""
+    if not (others or "").strip():
+        return {}
+    try:
+        data = json.loads(others or "")
+    except ValueError as error:
+        raise InvalidRequest(f"the other settings are not JSON ({error}); empty them") from error
+    unknown = sorted(set(data) - set(OTHERS)) if isinstance(data, dict) else [str(data)]
+    if unknown:
+        raise InvalidRequest(
+            f'the other settings know no "{unknown[0]}"; they are a JSON object of {", ".join(OTHERS)}'
+        )
+    return data

@@ -12,10 +12,18 @@ from t2iedit.errors import InvalidRequest, ModelNotUsable, UserError
 from t2iedit.plugins import installed
 from t2iedit.request import edit_to_json
 
+REFUSED = {"loras": "LoRA files", "conditioning": "files of encoded prompts"}
+"""What a request could name of the host's files."""
+IGNORED = ("made_with", "dtype")
+"""What a recipe tells of another machine."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The most of each thing; sizes in pixels, uploads in bytes, texts in characters."""
+    """The most of each thing; sides and `pixels` (of an uploaded picture) in pixels, `upload` in bytes, texts in characters.
+
+    `learning` is of a concept's steps, `pictures` of those it is learned from, `sessions` of visitors who are remembered.
+    """
 
     prompt: int = 1000
     options: int = 8000
@@ -25,14 +33,20 @@ class Limits:
     images: int = 4
     cells: int = 25
     upload: int = 16 * 2**20
+    pixels: int = 16_000_000
+    pictures: int = 20
+    learning: int = 500
     history: int = 24
     waiting: int = 40
+    sessions: int = 200
 
     def check(self, request: Request) -> None:
         """Raises `InvalidRequest`, naming the limit."""
         width, height = request.size or (0, 0)
         texts = sum(len(str(edit_to_json(edit))) for edit in request.edits)
+        own = [*request.prompts.values(), *request.negatives.values()]
         for given, most, what in (
+            (sum(map(len, own)), self.prompt, "the characters of single encoders' prompts"),
             (len(request.prompt), self.prompt, "the prompt's characters"),
             (len(request.negative or ""), self.prompt, "the negative prompt's characters"),
             (len(request.edits), self.edits, "the edits"),
@@ -54,8 +68,8 @@ class Models:
         self._sources = {Path(name).name or name: name for name in names}
         if len(self._sources) < len(names):
             raise ModelNotUsable(f"two of the models {', '.join(names)} end in the same name")
-        self._device = device
-        self._open: dict[str, Model] = {}
+        self.device = device
+        self._open: dict[tuple[str, str | None], Model] = {}
         self._lock = threading.Lock()
 
     @property
@@ -71,15 +85,28 @@ class Models:
             )
         return last
 
-    def opened(self, name: str) -> Model:
-        """The model under the visitors' name for it, which is also what its pictures record."""
+    def source(self, name: str) -> str:
+        """The folder or id that an offered name stands for; for the host's own eyes."""
+        return str(self._sources[self.matching(name)])
+
+    def opened(self, name: str, dtype: str | None = None) -> Model:
+        """The model under the visitors' name for it, which is also what its pictures record.
+
+        In another `dtype` than its own it is opened a second time.
+        """
         shown = self.matching(name)
         with self._lock:
-            if shown not in self._open:
-                model = open_model(self._sources[shown], device=self._device)
-                model.name = shown
-                self._open[shown] = model
-        return self._open[shown]
+            model = self._kept(shown, None)
+            if dtype not in (None, str(model.dtype).removeprefix("torch.")):
+                model = self._kept(shown, dtype)
+        return model
+
+    def _kept(self, shown: str, dtype: str | None) -> Model:
+        if (shown, dtype) not in self._open:
+            model = open_model(self._sources[shown], device=self.device, dtype=dtype)
+            model.name = shown
+            self._open[shown, dtype] = model
+        return self._open[shown, dtype]
 
 
 @dataclass(frozen=True)
@@ -97,9 +124,11 @@ class Host:
         """
         if not isinstance(data, dict):
             raise InvalidRequest('a request is a JSON object with at least a "prompt"')
-        data = {key: value for key, value in data.items() if key not in ("made_with", "dtype")}
-        if data.pop("loras", None):
-            raise InvalidRequest("LoRA files are not on offer here; leave out loras")
+        for key, what in REFUSED.items():
+            if data.get(key):
+                raise InvalidRequest(f"{what} are not on offer here; leave out {key}")
+        left = {*REFUSED, *IGNORED}
+        data = {key: value for key, value in data.items() if key not in left}
         data["model"] = self.models.matching(data.get("model", self.models.names[0]))
         edits = data.get("edits", [])
         if not isinstance(edits, list) or len(edits) > self.limits.edits:
@@ -125,9 +154,13 @@ class Host:
         return edit | {"options": options}
 
     def _file(self, given: Any, uploads: Sequence[str]) -> str:
+        """A visitor's own upload, by its path or its name, else a listed file."""
         if isinstance(given, str) and given in uploads:
             return given
         name = str(given).replace("\\", "/").rsplit("/", 1)[-1]
+        own = [path for path in uploads if Path(path).name == name]
+        if own:
+            return own[-1]
         if name not in self.files:
             listed = ", ".join(self.files) or "none"
             raise InvalidRequest(f'the file "{name}" is not on offer here; listed files: {listed}')
@@ -141,19 +174,3 @@ def listed_files(folder: str | None) -> dict[str, Path]:
     if not Path(folder).is_dir():
         raise UserError(f'there is no folder "{folder}"; give one with .safetensors files')
     return {path.name: path for path in sorted(Path(folder).glob("*.safetensors"))}
-
-
-def check_upload(path: str, limits: Limits) -> None:
-    """Raises `InvalidRequest` for what is not a safetensors file within the limit."""
-    from safetensors import SafetensorError, safe_open
-
-    size = Path(path).stat().st_size
-    if size > limits.upload:
-        raise InvalidRequest(f"uploads may be at most {limits.upload} bytes here, not {size}")
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise InvalidRequest(
-            f'"{Path(path).name}" is not a safetensors file ({error}); upload one'
-        ) from error

@@ -1,130 +1,113 @@
 """The Inspect tab: the prompt as the model's encoders read it, and where the picture looks at a word."""
 
-import html
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import gradio as gr
+from action import QUIET, Action, seen
+from again import Again
+from chips import chips
 from form import PROMPT, Form
 from hosting import Host
-from painting import Stopped
-from pictures import MODEL, QUIET, Stops, told_report
-from telling import told
-from words import phrases
+from reports import told_report
+from reproduce import inspect_command, inspect_python
+from stopping import Stops
+from visit import Visit
+from watching import Clock, Moment, Tell, stop_if, watched
+from word_picker import connect, listed, word_picker
 
-from t2iedit import Progress
-from t2iedit.charts import inspection_chart, overlay
+from t2iedit import Model, Progress, Request
+from t2iedit.charts import matrices, overlay
 from t2iedit.errors import InvalidRequest
-from t2iedit.inspection import EncoderFacts, TokenFacts, attention_map, inspect
+from t2iedit.inspection import attention_map, inspect
 
-STYLE = (
-    "display:inline-block;border:1px solid currentColor;border-radius:.5em;padding:.15em .5em;"
-    "margin:.15em;text-align:center;line-height:1.25"
-)
-EDITED = "background:#b2182b33;border-width:2px;"
+NAME = "Inspect"
 
 
-class InspectTab:
+class Tab:
     """Its components, and what its buttons do; the request is the one of the controls."""
 
-    def __init__(self, host: Host, form: Form, stops: Stops) -> None:
-        self.host, self.form, self.stops = host, form, stops
-        start = gr.Button("Inspect", variant="primary", elem_id="inspect")
-        tokens = gr.HTML(elem_id="tokens")
-        report = gr.Markdown()
-        chart = gr.Image(
-            label="How alike the tokens' embeddings are (red: alike, blue: opposed)",
-            format="png",
-            interactive=False,
-            elem_id="chart",
-        )
-        start.click(
-            self.inspect,
-            form.inputs,
-            [tokens, report, chart],
-            concurrency_id=MODEL,
-            concurrency_limit=1,
-            api_visibility="private",
-        )
-        word = gr.Dropdown(
-            phrases(PROMPT),
-            value=None,
-            label="Where does the picture look at",
-            info="The mean cross-attention of these words over all layers and steps.",
+    def __init__(self, host: Host, form: Form, visit: Visit, stops: Stops) -> None:
+        self.host, self.form = host, form
+        action = Action("inspect", "Inspect the prompt", stops)
+        self.report = gr.Markdown(elem_id="inspect-report")
+        self.tokens = gr.HTML(elem_id="tokens")
+        with gr.Column(visible=False) as self.result:
+            gr.Markdown("### How alike are the tokens' embeddings? Red: alike, blue: opposed.")
+            with gr.Row(elem_id="matrices"):
+                self.charts = {title: _chart(title) for title in ("before", "after", "difference")}
+        gr.Markdown("### Where does the picture look?")
+        self.word = word_picker(
+            PROMPT,
+            None,
+            caption="Words",
+            hint="Their attention, averaged over all cross-attention layers, heads and steps, is laid over the picture.",
+            many=False,
             elem_id="word",
         )
-        with gr.Row():
-            look = gr.Button("Show on the picture", elem_id="look")
-            cancel = gr.Button("Cancel", variant="stop")
-        heat = gr.ImageSlider(
-            label="The picture (left), and in red where it looks (right)",
-            format="png",
-            interactive=False,
-            elem_id="heat",
-        )
-        look.click(
-            self.look,
-            [word, *form.inputs],
-            heat,
-            concurrency_id=MODEL,
-            concurrency_limit=1,
-            api_visibility="private",
-        )
-        cancel.click(stops.cancel, None, None, **QUIET)
-        form.prompt.change(_offered, [form.prompt, word], word, **QUIET)
+        connect(self.word, form.prompt, **QUIET)
+        look = Action("look", "Show on the picture", stops, chief=False)
+        with gr.Column(visible=False) as self.looked:
+            gr.Markdown(
+                "Left of the line the picture, right of it in red where it looks.",
+                elem_classes="caption",
+            )
+            self.heat = gr.ImageSlider(
+                label="The picture and its attention",
+                show_label=False,
+                format="png",
+                interactive=False,
+                elem_id="heat",
+                max_height=420,
+            )
+        self.again = Again("inspect")
+        outputs: list[Any] = [
+            self.result, self.report, self.tokens, *self.charts.values(), *self.again.outputs
+        ]  # fmt: skip
+        action.connect(self.inspect, form.inputs, outputs)
+        looked: list[Any] = [self.looked, self.heat, *self.again.outputs]
+        look.connect(self.look, [self.word, *form.inputs], looked)
 
-    def inspect(self, *values: Any) -> tuple[Any, ...]:
-        """Chips, the report and the matrices."""
-        with told():
-            request = self.form.asked(values)
-            found = inspect(self.host.models.opened(request.model), request)
-            chips = "".join(_chips(facts) for facts in found.encoders)
-            return chips, told_report(found.report), inspection_chart(found)
+    def inspect(self, stop: threading.Event, *values: Any) -> Generator[Any, None, None]:
+        """The report, chips and matrices."""
+        request = self.form.asked(values)
+        found = inspect(self.host.models.opened(request.model), request)
+        yield {
+            self.result: seen(),
+            self.report: told_report(found.report),
+            self.tokens: "".join(chips(facts) for facts in found.encoders),
+            **{self.charts[title]: chart for title, chart in matrices(found).items()},
+        } | self.again.showing(inspect_command(request), inspect_python(request), request)
 
-    def look(self, visitor: gr.Request, word: str | None, *values: Any) -> Iterator[Any]:
+    def look(self, stop: threading.Event, word: Any, *values: Any) -> Generator[Any, None, None]:
         """The picture, and it with the heat over it."""
-        stop = self.stops.begin(visitor)
-        try:
-            with told():
-                if not word:
-                    raise InvalidRequest("choose a word of the prompt first")
-                request = self.form.asked(values)
-                model = self.host.models.opened(request.model)
-                image, heat = attention_map(model, request, word, on_step=_stopping(stop))
-                yield image, overlay(image, heat)
-        except Stopped:
-            yield gr.skip()
-        finally:
-            self.stops.end(visitor)
+        request = self.form.asked(values)
+        if not listed(word):
+            raise InvalidRequest("choose a word of the prompt first")
+        phrase = listed(word)[0]
+        model = self.host.models.opened(request.model)
+        for said in watched(lambda tell: _look(model, request, phrase, stop, tell), stop):
+            if isinstance(said, Moment):
+                yield said
+                continue
+            texts = inspect_command(request, phrase), inspect_python(request, phrase)
+            yield {self.looked: seen(), self.heat: said} | self.again.showing(*texts, request)
 
 
-def _stopping(stop: threading.Event) -> Any:
-    def on_step(progress: Progress) -> None:
-        if stop.is_set():
-            raise Stopped
-
-    return on_step
-
-
-def _offered(prompt: str, word: str | None) -> Any:
-    choices = phrases(prompt)
-    return gr.update(choices=choices, value=word if word in choices else None)
+def _chart(title: str) -> gr.Image:
+    return gr.Image(
+        label=title, show_label=False, format="png", interactive=False, min_width=200, elem_id=f"matrix-{title}",
+        buttons=["download", "fullscreen"],
+    )  # fmt: skip
 
 
-def _chips(facts: EncoderFacts) -> str:
-    chips = "".join(_chip(token) for token in facts.tokens)
-    return f"<p><b>{html.escape(facts.encoder)}</b></p><div>{chips}</div>"
+def _look(model: Model, request: Request, phrase: str, stop: threading.Event, tell: Tell) -> None:
+    clock = Clock(request.steps or model.defaults.steps)
 
+    def follow(progress: Progress) -> None:
+        stop_if(stop)
+        tell(clock.moment())
 
-def _chip(token: TokenFacts) -> str:
-    """Piece, number and norm; the nearest pieces of the vocabulary as its title."""
-    near = ", ".join(f"{piece} ({cosine:.2f})" for piece, cosine in token.nearest)
-    norm = f"{token.norm_before:.2f}"
-    if token.edited:
-        norm += f" &rarr; {token.norm_after:.2f}<br>{100 * token.change:.1f}&#8239;% changed"
-    title = html.escape(f"nearest in the vocabulary: {near}", quote=True)
-    return (
-        f'<span style="{STYLE}{EDITED if token.edited else ""}" title="{title}">'
-        f"<b>{html.escape(token.piece)}</b><br><small>{token.id}<br>{norm}</small></span>"
-    )
+    image, heat = attention_map(model, request, phrase, on_step=follow)
+    tell((image, overlay(image, heat)))

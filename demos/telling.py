@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 import gradio as gr
+from names import pathless
 
 from t2iedit import Edit, T2IEditError
 from t2iedit.plugins import installed
@@ -21,10 +22,14 @@ def told() -> Iterator[None]:
     except gr.Error:
         raise
     except T2IEditError as error:
-        raise gr.Error(str(error), title="That cannot be done", print_exception=False) from error
+        raise gr.Error(
+            pathless(str(error)), title="That cannot be done", print_exception=False
+        ) from error
     except Exception as error:
         log.exception("a request failed")
-        raise gr.Error(sentence(error), title="That failed", print_exception=False) from error
+        raise gr.Error(
+            pathless(sentence(error)), title="That failed", print_exception=False
+        ) from error
 
 
 def sentence(error: Exception) -> str:
@@ -37,11 +42,13 @@ def sentence(error: Exception) -> str:
     return f'the edit "{edit.name}" of {source} failed with {what}'
 
 
-def culprit(trace: TracebackType | None) -> Edit | None:
+def culprit(trace: TracebackType | None) -> type[Edit] | None:
     """The edit in whose method an error was raised, if it was in one."""
     found = None
     while trace is not None:
-        owner = trace.tb_frame.f_locals.get("self")
-        found = owner if isinstance(owner, Edit) else found
+        held = trace.tb_frame.f_locals
+        for owner in (held.get("cls"), type(held.get("self"))):
+            if isinstance(owner, type) and issubclass(owner, Edit):
+                found = owner
         trace = trace.tb_next
     return found

@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.components import Component
+from word_picker import listed, word_picker
 
 from t2iedit.controls import Control
 from t2iedit.errors import InvalidOptions
@@ -13,15 +14,15 @@ UNSET = object()
 """What a widget holds that was left empty: the option keeps its default."""
 
 
-def widget(control: Control, words: list[str]) -> Component:
-    """The component that sets the option, with its description as help; `words` are what phrases are picked from."""
+def widget(control: Control, prompt: str = "") -> Component:
+    """The component that sets the option, with its description as help; phrases are picked from the prompt's words."""
     shared: dict[str, Any] = {"label": _label(control), "info": control.description}
     start = shown(control, control.default)
     if control.kind == "switch":
         return gr.Checkbox(value=bool(start), **shared)
     if control.kind == "phrase":
-        choose = gr.CheckboxGroup if control.many else gr.Dropdown
-        return choose(choices=words, value=start, **shared)
+        caption, hint = shared["label"], shared["info"]
+        return word_picker(prompt, start, caption=caption, hint=hint, many=control.many)
     if control.kind == "choice":
         choices = [("(default)", None), *control.choices] if control.optional else control.choices
         return gr.Dropdown(
@@ -29,10 +30,12 @@ def widget(control: Control, words: list[str]) -> Component:
         )
     if control.kind == "file":
         count = "multiple" if control.many else "single"
+        gr.Markdown(control.description, elem_classes="caption")
         return gr.File(
             file_types=[".safetensors"],
             file_count=count,
-            label=f"{shared['label']}: {shared['info']}",
+            label=shared["label"],
+            height=120,
         )
     # An empty `gr.Number` comes back as 0, so what may be left empty is a text.
     if control.kind in ("slider", "number") and control.optional and not control.many:
@@ -66,6 +69,8 @@ def option(control: Control, held: Any) -> Any:
     """What the widget holds as the option's value, or `UNSET`. Raises `InvalidOptions`."""
     if held is None or held == "" or held == []:
         return UNSET
+    if control.kind == "phrase":
+        return listed(held) if control.many else listed(held)[0]
     if isinstance(held, str) and control.optional and control.kind in ("slider", "number"):
         return held.strip() or UNSET
     if control.many and control.kind in ("prompt", "text"):

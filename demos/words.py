@@ -1,57 +1,71 @@
-"""The prompt's words as things to click."""
+"""The prompt's words as things to click: what a click does to the phrases that are picked."""
 
 import re
-from collections import Counter
 
-from t2iedit import locate
+from t2iedit import Span, locate, occurrences
 from t2iedit.errors import SpanNotFound
 
-LINKING = frozenset(
-    ("a", "an", "the", "and", "or", "of", "on", "in", "at", "to", "with", "without", "for", "by",
-     "from", "is", "are", "very", "its", "his", "her")
-)  # fmt: skip
-LONGEST = 3
-"""Words of a phrase that is offered; any phrase is kept that a recipe brings."""
+
+def words(prompt: str) -> list[Span]:
+    """Where its words are, placeholders like <toy> among them; marks and spaces are no words."""
+    return [Span(*found.span()) for found in re.finditer(r"<[\w-]+>|\w+(?:['’-]\w+)*", prompt)]
 
 
-def phrases(prompt: str) -> list[str]:
-    """Its words, `cat#2` for the second cat, then the runs of words that belong together."""
-    words = re.findall(r"\w+(?:['-]\w+)*", prompt)
-    times = Counter(word.lower() for word in words)
-    seen: Counter[str] = Counter()
-    offered = []
-    for word in words:
-        if word.lower() in LINKING:
-            continue
-        seen[word.lower()] += 1
-        number = seen[word.lower()]
-        offered.append(f"{word}#{number}" if times[word.lower()] > 1 and number > 1 else word)
-    return list(dict.fromkeys([*offered, *_runs(prompt)]))
-
-
-def standing(prompt: str, chosen: list[str]) -> list[str]:
-    """Those of the phrases that are in the prompt."""
-    return [phrase for phrase in chosen if _stands(prompt, phrase)]
-
-
-def _runs(prompt: str) -> list[str]:
-    """Neighbours without a linking word or a mark between them: "red circle", "white background"."""
-    found = []
-    for part in re.split(r"[^\w\s'-]", prompt):
-        run: list[str] = []
-        for word in [*part.split(), "and"]:
-            if word.lower() in LINKING:
-                if 1 < len(run) <= LONGEST:
-                    found.append(" ".join(run))
-                run = []
-            else:
-                run.append(word)
-    return found
-
-
-def _stands(prompt: str, phrase: str) -> bool:
+def held(prompt: str, phrase: str) -> list[int]:
+    """The numbers of the words that a phrase covers, none if it does not stand in the prompt."""
     try:
-        locate(prompt, phrase)
+        span = locate(prompt, phrase)
     except SpanNotFound:
+        return []
+    return [
+        number
+        for number, word in enumerate(words(prompt))
+        if word.start < span.end and span.start < word.end
+    ]
+
+
+def picked(prompt: str, phrases: list[str], number: int, *, many: bool = True) -> list[str]:
+    """The phrases after a click on word `number`.
+
+    A word that is in a phrase leaves it. Another one joins the phrase next to it, or both if it stands between two, and
+    else begins a phrase of its own, which is the only one unless there may be `many`.
+    """
+    runs = [held(prompt, phrase) for phrase in phrases]
+    holding = [place for place, run in enumerate(runs) if number in run]
+    if holding:
+        parts = _without(runs[holding[0]], number)[: None if many else 1]
+        named = [phrase_of(prompt, part) for part in parts]
+        return [*phrases[: holding[0]], *named, *phrases[holding[0] + 1 :]]
+    beside = [place for place, run in enumerate(runs) if _joins(prompt, run, number)]
+    joined = phrase_of(
+        prompt, sorted({number, *(word for place in beside for word in runs[place])})
+    )
+    if not many or not beside:
+        return [*phrases, joined] if many else [joined]
+    kept = [phrase for place, phrase in enumerate(phrases) if place not in beside[1:]]
+    return [joined if phrase == phrases[beside[0]] else phrase for phrase in kept]
+
+
+def phrase_of(prompt: str, run: list[int]) -> str:
+    """Neighbouring words as a phrase, `cat#2` where it stands in the prompt for the second time."""
+    spans = words(prompt)
+    start, end = spans[run[0]].start, spans[run[-1]].end
+    text = prompt[start:end]
+    places = [span.start for span in occurrences(prompt, text)]
+    number = places.index(start) + 1 if start in places else 1
+    return f"{text}#{number}" if number > 1 else text
+
+
+def _without(run: list[int], number: int) -> list[list[int]]:
+    """What is left of it before and after the word."""
+    parts = [w for w in run if w < number], [w for w in run if w > number]
+    return [part for part in parts if part]
+
+
+def _joins(prompt: str, run: list[int], number: int) -> bool:
+    """Whether nothing but space is between the word and the phrase."""
+    if not run or not (number == run[0] - 1 or number == run[-1] + 1):
         return False
-    return True
+    spans = words(prompt)
+    first, second = (number, run[0]) if number < run[0] else (run[-1], number)
+    return prompt[spans[first].end : spans[second].start].isspace()

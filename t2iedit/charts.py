@@ -1,11 +1,13 @@
 """Inspections as pictures: similarity matrices, and heat over an image."""
 
+from collections.abc import Sequence
+
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from t2iedit.inspection import EncoderFacts, Inspection
-from t2iedit.plots import GAP, INK, PAPER
+from t2iedit.plots import GAP, INK, PAPER, labelled_grid
 
 CELL = 22
 LETTERS = 12
@@ -17,13 +19,22 @@ HEAT = 0.6
 
 def inspection_chart(inspection: Inspection) -> Image.Image:
     """A row for each encoder: the similarities before, after, and their difference."""
-    rows = [_encoder_row(facts) for facts in inspection.encoders]
-    chart = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), PAPER)
+    return stacked([_encoder_row(facts) for facts in inspection.encoders])
+
+
+def attention_chart(image: Image.Image, heat: Tensor, phrase: str) -> Image.Image:
+    """The image, and beside it where its attention looked at the phrase (heat: height width, 0 to 1)."""
+    return labelled_grid([[image, overlay(image, heat)]], ["", f'attention to "{phrase}"'])
+
+
+def stacked(charts: Sequence[Image.Image]) -> Image.Image:
+    """Charts under one another."""
+    whole = Image.new("RGB", (max(c.width for c in charts), sum(c.height for c in charts)), PAPER)
     top = 0
-    for row in rows:
-        chart.paste(row, (0, top))
-        top += row.height
-    return chart
+    for chart in charts:
+        whole.paste(chart, (0, top))
+        top += chart.height
+    return whole
 
 
 def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
@@ -42,22 +53,40 @@ def colour(value: float) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def matrices(inspection: Inspection) -> dict[str, Image.Image]:
+    """The similarities before, after and their difference, each a picture of all encoders' matrices."""
+    parts = [_matrices(facts) for facts in inspection.encoders]
+    return {title: stacked([part[title] for part in parts]) for title in parts[0]}
+
+
 def _encoder_row(facts: EncoderFacts) -> Image.Image:
-    font = ImageFont.load_default(size=12)
-    names = [token.piece[:LETTERS] for token in facts.tokens]
-    left = GAP + max(round(font.getlength(name)) for name in names) + GAP
-    side = CELL * len(names)
-    head = 20
-    parts = (("before", facts.before), ("after", facts.after), ("difference", facts.difference))
-    row = Image.new("RGB", (len(parts) * (left + side + GAP), head + side + 2 * GAP), PAPER)
-    draw = ImageDraw.Draw(row)
-    for number, (title, matrix) in enumerate(parts):
-        x = number * (left + side + GAP) + left
-        draw.text((x, GAP // 2), f"{facts.encoder}: {title}", INK, font)
-        for i, name in enumerate(names):
-            y = head + i * CELL
-            draw.text((x - GAP, y + CELL // 2), name, INK, font, anchor="rm")
-            for j in range(len(names)):
-                box = (x + j * CELL, y, x + (j + 1) * CELL - 1, y + CELL - 1)
-                draw.rectangle(box, fill=colour(matrix[i, j].item()), outline=(225, 225, 225))
+    parts = list(_matrices(facts).values())
+    row = Image.new("RGB", (sum(p.width for p in parts), parts[0].height), PAPER)
+    for number, part in enumerate(parts):
+        row.paste(part, (number * part.width, 0))
     return row
+
+
+def _matrices(facts: EncoderFacts) -> dict[str, Image.Image]:
+    names = [token.piece[:LETTERS] for token in facts.tokens]
+    by_title = {"before": facts.before, "after": facts.after, "difference": facts.difference}
+    return {
+        title: _matrix(f"{facts.encoder}: {title}", names, matrix)
+        for title, matrix in by_title.items()
+    }
+
+
+def _matrix(title: str, names: Sequence[str], matrix: Tensor) -> Image.Image:
+    font = ImageFont.load_default(size=12)
+    x = GAP + max(round(font.getlength(name)) for name in names) + GAP
+    side, head = CELL * len(names), 20
+    picture = Image.new("RGB", (x + side + GAP, head + side + 2 * GAP), PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((x, GAP // 2), title, INK, font)
+    for i, name in enumerate(names):
+        y = head + i * CELL
+        draw.text((x - GAP, y + CELL // 2), name, INK, font, anchor="rm")
+        for j in range(len(names)):
+            box = (x + j * CELL, y, x + (j + 1) * CELL - 1, y + CELL - 1)
+            draw.rectangle(box, fill=colour(matrix[i, j].item()), outline=(225, 225, 225))
+    return picture

@@ -1,7 +1,7 @@
 """What an edit is, what a user may set, and what it may see of the run it is part of."""
 
 import json
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -112,6 +112,11 @@ class Edit:
     def key(self) -> Key:
         """The name and all options as canonical JSON: equal keys mean equal effects."""
         return self.name, json.dumps(self.options.model_dump(mode="json"), sort_keys=True)
+
+    @classmethod
+    def in_words(cls, facts: dict[str, Any]) -> str:
+        """What its part of a report says, as it follows the name: "removed 38 % of the energy along 3 directions"."""
+        return "; ".join(_changes(facts)) or "has nothing to report"
 
     def check(self, run: "Run") -> None:
         """Raise `EditNotSupported` if this edit cannot act in this run; called before anything runs."""
@@ -234,6 +239,20 @@ def check_window(edit: Edit) -> None:
         raise EditNotSupported(
             f"{edit.name} changes the model itself, so it acts in all steps; leave out start and stop"
         )
+
+
+def _changes(facts: dict[str, Any]) -> Iterator[str]:
+    """What the core itself records of every edit."""
+    changes = facts.get("change", {})
+    if changes:
+        shares = [
+            f"{100 * share:.0f} %" + f" ({name})" * (len(changes) > 1)
+            for name, share in changes.items()
+        ]
+        yield f"changed the prompt's embedding by {' and '.join(shares)}"
+    if "attention" in facts:
+        moved, maps = facts["attention"]["moved"], facts["attention"]["maps"]
+        yield f"moved {100 * moved:.1f} % of the attention in {maps} maps"
 
 
 def _acts(edit: Edit, at: float | None) -> bool:

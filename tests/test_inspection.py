@@ -9,7 +9,7 @@ from PIL import Image
 
 import t2iedit.cli
 from t2iedit import Edit, Request, generate
-from t2iedit.charts import colour, inspection_chart, overlay
+from t2iedit.charts import colour, inspection_chart, matrices, overlay
 from t2iedit.errors import InvalidRequest, SpanNotFound
 from t2iedit.inspection import attention_map, inspect, mean_map, nearest_pieces, similarities
 from t2iedit.tiny import tiny_pipeline
@@ -131,6 +131,9 @@ def test_attention_map_refuses_strangers_and_several_seeds(sd1):
 def test_pictures(sdxl):
     chart = inspection_chart(inspect(sdxl, Request(PROMPT, edits=(Doubled(),))))
     assert chart.width > chart.height / 2 > 100
+    parts = matrices(inspect(sdxl, Request(PROMPT, edits=(Doubled(),))))
+    assert list(parts) == ["before", "after", "difference"]
+    assert sum(part.width for part in parts.values()) == chart.width
     hot = torch.zeros(8, 8)
     hot[0, 0] = 1
     over = overlay(Image.new("RGB", (64, 64), (90, 90, 90)), hot)
@@ -145,9 +148,15 @@ def test_inspect_command(tmp_path, monkeypatch, capsys):
     words = ["inspect", PROMPT, "-m", "tiny", "-e", "decor", "undesired=fog", "-o", "plot.png"]
     assert t2iedit.cli.main(words) == 0
     out = capsys.readouterr().out
-    assert "NEAREST" in out and "decor:" in out and out.endswith("plot.png\n")
+    assert "NEAREST" in out and "decor removed" in out and out.endswith("plot.png\n")
     with Image.open("plot.png") as plot:
         assert plot.width > 300
+        height = plot.height
+    assert t2iedit.cli.main([*words, "--attention", "blue dog", "--steps", "1"]) == 0
+    with Image.open("plot.png") as plot:
+        assert plot.height > height + 64
+    assert t2iedit.cli.main([*words[:-2], "--attention", "dog"]) == 2
+    assert "-o PLOT.png" in capsys.readouterr().err
     assert t2iedit.cli.main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["encoders"][0]["encoder"] == "clip" and found["path"] == "plot.png"

@@ -30,6 +30,7 @@ LAYERS = [
     "provenance",
     "conditioning_files",
     "plugins",
+    "reporting",
     "request",
     "encoding",
     "schedulers",

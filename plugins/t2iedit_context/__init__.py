@@ -55,6 +55,14 @@ class Core(t2iedit.Edit):
             description="lambda_attn: how much the attention to the context counts in it.",
         )
 
+    @classmethod
+    def in_words(cls, facts: dict[str, Any]) -> str:
+        put = [
+            f"{name} as {held['vectors']} learned vector{'s' * (held['vectors'] != 1)}"
+            for name, held in facts.get("concepts", {}).items()
+        ]
+        return f"put in {' and '.join(put)}" if put else super().in_words(facts)
+
     @cached_property
     def concepts(self) -> list[Concept]:
         """What the files hold, the longest name first, since one may be part of another."""

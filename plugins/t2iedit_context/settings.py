@@ -41,15 +41,18 @@ class Settings(BaseModel):
     vectors: int = Field(1, ge=1, le=32)
     """Input vectors, so tokens; more than CoRe's one is our extension."""
     steps: int = Field(300, ge=1, le=1_000_000)
+    """Updates of the vectors."""
     batch_size: int = Field(6, ge=1, le=4096)
+    """Pictures a step."""
     accumulation: int = Field(1, ge=1, le=4096)
     """Batches a step, one after another."""
     learning_rate: float = Field(5e-3, gt=0, le=10)
+    """AdamW's."""
     weight_decay: float = Field(1e-2, ge=0, le=10)
     embedding_weight: float = Field(1.5e-4, ge=0)
-    """lambda_emb."""
+    """lambda_emb: how much the context's embeddings count; 0 leaves them out."""
     attention_weight: float = Field(0.05, ge=0)
-    """lambda_attn."""
+    """lambda_attn: how much the attention to the context counts; 0 leaves it out."""
     embedding_form: Form = "paper"
     """The paper's equation or what the authors' program computes."""
     attention_form: Form = "paper"
@@ -69,6 +72,7 @@ class Settings(BaseModel):
     gradient_checkpointing: bool | None = None
     """Less memory for more time; on for large models without."""
     seed: int = Field(0, ge=0, lt=2**63)
+    """Of the batches and prompts that are drawn."""
     finetune_unet: Literal["lora", "full"] | None = None
     """A second stage, the vectors frozen, on the denoiser: all of it as in the paper, or a LoRA."""
     finetune_steps: int = Field(1000, ge=1, le=1_000_000)

@@ -1,7 +1,7 @@
 """DECOR as an edit: project the prompt's embeddings away from undesired content (arXiv 2412.09169)."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -77,6 +77,17 @@ class Decor(t2iedit.Edit):
             if not self.undesired and not self.phrases:
                 raise ValueError("nothing is undesired; give undesired=PROMPT or phrases=WORDS")
             return self
+
+    @classmethod
+    def in_words(cls, facts: dict[str, Any]) -> str:
+        reported = [name for name in facts.get("change", {}) if f"directions ({name})" in facts]
+        parts = []
+        for encoder in reported:
+            share, rank = facts[f"energy removed ({encoder})"], facts[f"directions ({encoder})"]
+            along = f"{rank} direction{'s' * (rank != 1)}" + f" ({encoder})" * (len(reported) > 1)
+            parts.append(f"{100 * share:.0f} % of the energy along {along}")
+        removed = [f"removed {' and '.join(parts)}"] * bool(parts)
+        return "; ".join([*removed, super().in_words(facts)])
 
     def check(self, run: Run) -> None:
         for phrase in self.options.phrases:

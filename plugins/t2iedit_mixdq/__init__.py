@@ -42,6 +42,10 @@ class MixDQ(t2iedit.Edit):
                 raise ValueError("give recipe or weights, not both: a recipe says the bits itself")
             return self
 
+    @classmethod
+    def in_words(cls, facts: dict[str, Any]) -> str:
+        return f"was {facts['runs']}" if "runs" in facts else super().in_words(facts)
+
     def check(self, run: Run) -> None:
         if hasattr(run.model.denoiser, "mixdq"):
             raise EditNotSupported(

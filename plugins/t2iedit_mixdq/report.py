@@ -92,6 +92,14 @@ def float_bytes(layers: Mapping[str, Layer], unet: nn.Module) -> int:
     return 2 * (weights + others)
 
 
+def estimated_bytes(layers: Mapping[str, Layer], unet: nn.Module, bits: float) -> int:
+    """What the UNet should take with weights of so many bits in the mean; what no layer quantises stays as it is."""
+    weights = sum(layer.weights for layer in layers.values())
+    own = sum(find_layer(unet, name).weight.nbytes for name in layers)
+    others = sum(parameter.nbytes for parameter in unet.parameters()) - own
+    return others + round(own if bits >= WHOLE else weights * bits / 8)
+
+
 @torch.no_grad()
 def measured_memory(unet: Any, size: int) -> dict[str, Any]:
     """Static, dynamic and peak bytes of one forward pass on `size` latents: the allocator's on CUDA, the process's growth on CPU."""

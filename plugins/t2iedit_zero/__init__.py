@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from functools import cached_property
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from pydantic import Field
@@ -82,6 +82,13 @@ class T2IZero(t2iedit.Edit):
         )
         renormalise: Renormalise = Field(
             "none", description="What is suppressed is lost, goes to the winner, or to all tokens."
+        )
+
+    @classmethod
+    def in_words(cls, facts: dict[str, Any]) -> str:
+        named = " and ".join(facts.get("concepts", []))
+        return (
+            f"kept apart {named}; {super().in_words(facts)}" if named else super().in_words(facts)
         )
 
     def check(self, run: Run) -> None:
