@@ -11,11 +11,11 @@ import crescents
 import gradio as gr
 from action import QUIET, Action, seen
 from again import Again
-from curves import curves
 from form import Form
 from hosting import Host
 from learning_told import file_name, reproduced, told_learning
 from learning_work import Concept, News, learned
+from loss_curves import curves
 from stopping import Stops
 from t2iedit_context.prompts import filled
 from t2iedit_context.settings import PRESETS, Settings, preset_for

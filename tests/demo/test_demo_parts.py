@@ -10,11 +10,11 @@ from pathlib import Path
 import gradio as gr
 import pytest
 import tabs
-from curves import curves, means
 from edit_part import moved_earlier, moved_later, switched
 from form import Form
 from hosting import Host, Models
 from learning_told import file_name, reproduced
+from loss_curves import curves, means
 from names import pathless
 from page import request_in
 from painting import painted
