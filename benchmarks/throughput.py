@@ -2,22 +2,29 @@
 
     python benchmarks/throughput.py [-m MODEL] [--steps N] [--size WxH] [--images N] [--quick]
 
-Plain and edited images take turns. A figure is the median of the images with the smallest and the largest; opening the
+It also reads and plans a file of requests, as a batch does before it paints. Plain and edited images take turns. A figure is the median of the images with the smallest and the largest; opening the
 model is timed once and stands apart, since a batch does it once a worker.
 """
 
 import argparse
+import tempfile
 import time
+import tracemalloc
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from common import row, save, show
 
 import t2iedit
+from t2iedit import batch
 from t2iedit.plugins import installed
 from t2iedit.request import parse_size
+from t2iedit.request_files import read_lines
 from t2iedit.tiny import tiny_pipeline
+
+REQUESTS = 20_000
 
 
 def main() -> None:
@@ -40,6 +47,11 @@ def main() -> None:
         rows.append(row(args.model, f"s per image, {label}", taken))
         hours = [1000 * seconds / 3600 for seconds in taken]
         rows.append(row(args.model, f"h per 1000 images, {label}", hours))
+    seconds, kilobytes = planning(REQUESTS // 10 if args.quick else REQUESTS)
+    rows += [
+        row("planning", "ms per request", [1000 * seconds]),
+        row("planning", "KB per request", [kilobytes]),
+    ]
     show(rows)
     if not args.quick:
         save(
@@ -63,6 +75,22 @@ def measured(
             t2iedit.generate(model, single)
             taken[label].append(time.perf_counter() - begin)
     return {label: values[1:] for label, values in taken.items()}
+
+
+def planning(count: int) -> tuple[float, float]:
+    """Seconds and kilobytes a request, to read it from a file, name its image and hold it as a task."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "requests.txt"
+        path.write_text("".join(f"a red circle and {n} blue squares\n" for n in range(count)))
+        begin = time.perf_counter()
+        batch.plan(read_lines(path), None)
+        seconds = (time.perf_counter() - begin) / count
+        tracemalloc.start()
+        held = batch.plan(read_lines(path), None)
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert held.images == count
+    return seconds, size / 1000 / count
 
 
 def settings(model: t2iedit.Model, request: t2iedit.Request) -> dict[str, Any]:

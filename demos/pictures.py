@@ -15,6 +15,7 @@ from reproduce import generate_command, generate_python
 from stopping import Stops
 from visit import Visit
 from watching import Moment
+from widgets import gallery
 
 from t2iedit import Request, Result
 
@@ -59,16 +60,8 @@ class Tab:
             )  # fmt: skip
             self.place = place
             self.report = gr.Markdown(elem_id="report")
-            self.pair = gr.Gallery(
-                label="Both pictures, each carrying its recipe",
-                show_label=False,
-                columns=2,
-                height="auto",
-                object_fit="contain",
-                format="png",
-                interactive=False,
-                elem_id="pair",
-            )
+            label = "Both pictures, each carrying its recipe"
+            self.pair = gallery("pair", 2, label=label, show_label=False)
         self.again = Again("generate")
         outputs: list[Any] = [
             self.result, self.caption, self.slider, place, self.pair, self.report, *self.again.outputs, *visit.outputs

@@ -14,6 +14,7 @@ from reproduce import sweep_command, sweep_python
 from stopping import Stops
 from visit import Visit
 from watching import Moment
+from widgets import gallery
 
 from t2iedit import Request, Result
 from t2iedit.controls import Control
@@ -57,17 +58,8 @@ class Tab:
                 interactive=False,
                 elem_id="grid",
             )
-            self.cells = gr.Gallery(
-                label="Cells, each carrying its recipe",
-                show_label=False,
-                columns=5,
-                fit_columns=False,
-                height="auto",
-                object_fit="contain",
-                format="png",
-                interactive=False,
-                elem_id="cells",
-            )
+            label = "Cells, each carrying its recipe"
+            self.cells = gallery("cells", 5, label=label, show_label=False, fit_columns=False)
         self.again = Again("sweep")
         outputs: list[Any] = [
             self.result,

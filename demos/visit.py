@@ -10,6 +10,7 @@ from form import Form
 from hosting import Host
 from PIL.Image import Image
 from telling import told
+from widgets import gallery
 
 from t2iedit import Result
 from t2iedit.errors import InvalidRequest
@@ -30,17 +31,7 @@ class Visit:
                 "Set the controls from the chosen picture", size="sm", scale=0, min_width=300,
                 interactive=False, elem_id="use",
             )  # fmt: skip
-        self.gallery = gr.Gallery(
-            show_label=False,
-            columns=8,
-            fit_columns=False,
-            height="auto",
-            object_fit="contain",
-            format="png",
-            interactive=False,
-            visible=False,
-            elem_id="visit",
-        )
+        self.gallery = gallery("visit", 8, show_label=False, fit_columns=False, visible=False)
         self.outputs: list[Any] = [self.kept, self.head, self.gallery]
         self._connect()
 

@@ -14,6 +14,14 @@ UNSET = object()
 """What a widget holds that was left empty: the option keeps its default."""
 
 
+def gallery(elem_id: str, columns: int, **more: Any) -> gr.Gallery:
+    """Pictures to look at, as they are."""
+    settings: dict[str, Any] = {
+        "height": "auto", "object_fit": "contain", "format": "png", "interactive": False
+    }  # fmt: skip
+    return gr.Gallery(elem_id=elem_id, columns=columns, **settings, **more)
+
+
 def widget(control: Control, prompt: str = "") -> Component:
     """The component that sets the option, with its description as help; phrases are picked from the prompt's words."""
     shared: dict[str, Any] = {"label": _label(control), "info": control.description}

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from t2iedit.errors import EditNotSupported, InvalidRequest
+from t2iedit.errors import EditNotSupported, InvalidRequest, said
 from t2iedit.text import Kind, TextEmbedding, TextEncoder, Tokens
 from t2iedit.weighting import Script
 
@@ -60,8 +60,7 @@ def _parsed(markup: str) -> Any:
     try:
         return parser.parse_conjunction(markup)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidRequest(f'compel cannot read the prompt "{markup}" ({reason})') from error
+        raise InvalidRequest(f'compel cannot read the prompt "{markup}" ({said(error)})') from error
 
 
 def _conjunction(script: Script) -> Any:

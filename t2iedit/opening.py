@@ -19,7 +19,6 @@ TURBO = "shapes-turbo"
 BUNDLED = {"shapes": SHAPES} | ({TURBO: SHAPES} if (SHAPES / "turbo").is_dir() else {})
 LARGE = 200_000_000
 """Bytes of denoiser weights above which half precision and other memory formats can pay on a CPU."""
-
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 

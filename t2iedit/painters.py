@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from t2iedit.errors import ModelNotUsable, UserError
+from t2iedit.errors import ModelNotUsable, UserError, said
 from t2iedit.request import Request
 
 KNOWN_TEXTS = 64
 """Encoded texts that are kept, so that a negative prompt common to all is encoded once. One of T5's takes 4 MB."""
+MOST_SAID = 2000
+"""Characters of an error in a line of results."""
 FACTS = ("model", "fingerprint", "dtype", "device", "threads")
 """What pixels depend on, in each line of results."""
 
@@ -143,7 +145,7 @@ class _Recent(OrderedDict[Any, Any]):
 
 def sentence(error: BaseException) -> str:
     """One line for people; what was no mistake of theirs is called a failure."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = said(error, MOST_SAID)
     return text if isinstance(error, UserError) else f"failed: {type(error).__name__}: {text}"
 
 

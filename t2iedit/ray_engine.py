@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from t2iedit.batch import Engine
-from t2iedit.errors import InvalidRequest
+from t2iedit.errors import InvalidRequest, said
 from t2iedit.painters import Made, Painter, Setup, Task
 from t2iedit.workers import TRIES, given_up
 
@@ -112,7 +112,7 @@ class _Crew:
         try:
             made = self.ray.get(answer)
         except self.ray.exceptions.RayError as error:
-            return self._replace(work, " ".join(str(error).split())[:300])
+            return self._replace(work, said(error, 300))
         if self.waiting:
             work = self.waiting.pop()
             self.running[actor.paint.remote(work[0])] = actor, work
@@ -155,7 +155,7 @@ def _connect(ray: Any, address: str | None) -> None:
         ray.init(address=address or "local", **quiet)
     # Ray raises bare exceptions too.
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = said(error)
         if address is None:
             raise InvalidRequest(f"Ray cannot be started on this machine ({reason})") from error
         raise InvalidRequest(

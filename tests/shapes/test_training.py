@@ -12,7 +12,7 @@ from torch import nn
 from t2iedit.shapes.train import SMOKE, train_all
 from t2iedit.shapes.training.denoiser import new_scheduler, new_unet, timestep_chances
 from t2iedit.shapes.training.loop import Schedule, train
-from t2iedit.shapes.training.optimizers import OUTER, FlatMuon, muon
+from t2iedit.shapes.training.optimizers import OUTER, FlatMuon, adamw, muon
 from t2iedit.shapes.training.scenes_by_step import caption_of, picture, scene
 from t2iedit.shapes.training.tokenizer import learn_tokenizer
 from t2iedit.shapes.training.turbo import consistency_loss, consistent, from_velocity, levels
@@ -26,7 +26,7 @@ class Killed(Exception):
     pass
 
 
-def run(folder, *, dies_at=None):
+def run(folder, *, dies_at=None, make_optimizers=adamw):
     torch.manual_seed(0)
     module = nn.Linear(3, 1)
 
@@ -38,15 +38,19 @@ def run(folder, *, dies_at=None):
             raise Killed
         return {"square": module(batch["x"]).square().mean()}
 
-    train(Accelerator(cpu=True), module, make_batch, losses, SCHEDULE, folder)
+    accelerator = Accelerator(cpu=True)
+    train(
+        accelerator, module, make_batch, losses, SCHEDULE, folder, make_optimizers=make_optimizers
+    )
     return module.state_dict()
 
 
-def test_killed_run_ends_as_the_unbroken_one(tmp_path):
-    unbroken = run(tmp_path / "whole")
+@pytest.mark.parametrize("make_optimizers", [adamw, muon])
+def test_killed_run_ends_as_the_unbroken_one(tmp_path, make_optimizers):
+    unbroken = run(tmp_path / "whole", make_optimizers=make_optimizers)
     with pytest.raises(Killed):
-        run(tmp_path / "broken", dies_at=5)
-    resumed = run(tmp_path / "broken")
+        run(tmp_path / "broken", dies_at=5, make_optimizers=make_optimizers)
+    resumed = run(tmp_path / "broken", make_optimizers=make_optimizers)
     assert all(torch.equal(unbroken[key], resumed[key]) for key in unbroken)
     rows = [
         json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
