@@ -61,7 +61,8 @@ def url(folder, listed):
         yield url
 
 
-@pytest.fixture(scope="session")
+# Of one module, since Playwright's event loop runs as long as it does.
+@pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
         pytest.skip("no chromium is installed")

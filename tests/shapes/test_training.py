@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import LCMScheduler, StableDiffusionPipeline
 from torch import nn
 
@@ -20,6 +21,13 @@ from t2iedit.shapes.training.turbo import consistency_loss, consistent, from_vel
 SCHEDULE = Schedule(
     steps=7, batch_size=2, learning_rate=0.1, warmup=2, ema_decay=0.5, save_every=2, log_every=1
 )
+
+
+@pytest.fixture(autouse=True)
+def accelerates_anew():
+    """accelerate remembers the first accelerator's precision for the whole process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Killed(Exception):
