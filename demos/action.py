@@ -55,16 +55,17 @@ class Action:
         }  # fmt: skip
         begun: list[Any] = [trigger(run, **settings) for trigger in (self.start.click, *others)]
 
-        def stop(visitor: gr.Request) -> Any:
-            self.stops.cancel(visitor)
+        async def stop(visitor: gr.Request) -> Any:
+            await self.stops.ended(visitor)
             return {self.status: line("Stopped.")} | _hidden(live)
 
         if keeps:
             self.cancel.click(self.stops.cancel, None, None, **QUIET)
         else:
-            # What still waits is taken out of the queue by `cancels`.
+            # `cancels` first, since the page drops a click on the first button until Gradio has cancelled: "Stopped." comes after.
+            self.cancel.click(None, None, None, cancels=begun, **QUIET)
             heard = [self.status, *([live] if live else [])]
-            self.cancel.click(stop, None, heard, cancels=begun, **QUIET)
+            self.cancel.click(stop, None, heard, **QUIET)
         return lambda trigger: trigger(run, **settings)
 
     def _run(self, work: Work, live: gr.Image | None) -> Callable[..., Iterator[Any]]:
