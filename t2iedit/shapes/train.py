@@ -55,7 +55,7 @@ class Preset:
 
 
 CPU = Preset(
-    vae=Schedule(steps=3200, batch_size=16, learning_rate=2e-3),
+    vae=Schedule(steps=8000, batch_size=16, learning_rate=2e-3),
     text=Schedule(steps=1000, batch_size=192, learning_rate=1e-3, warmup=100, save_every=50),
     denoiser=Schedule(
         steps=8000, batch_size=64, learning_rate=1e-3, hold=0.4, ema_decay=0.999, save_every=100
@@ -99,11 +99,16 @@ def main(argv: list[str] | None = None) -> None:
         "-o", "--output", type=Path, required=True, help="where checkpoints and model go"
     )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
+    parser.add_argument(
+        "--autoencoder-steps",
+        type=int,
+        help="instead of the preset's; with --start, of training it on, else it is kept",
+    )
     parser.add_argument("--denoiser-steps", type=int, help="instead of the preset's")
     parser.add_argument(
         "--start",
         type=Path,
-        help="a finished model: its tokenizer, autoencoder and text encoder are kept, its denoiser trained on",
+        help="a finished model: its tokenizer and text encoder are kept, its denoiser trained on",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes")
@@ -111,18 +116,29 @@ def main(argv: list[str] | None = None) -> None:
     preset = PRESETS[args.preset]
     if args.denoiser_steps is not None:
         preset = replace(preset, denoiser=replace(preset.denoiser, steps=args.denoiser_steps))
-    train_all(preset, args.output, start=args.start, seed=args.seed, workers=args.workers)
+    if args.autoencoder_steps is not None:
+        preset = replace(preset, vae=replace(preset.vae, steps=args.autoencoder_steps))
+    keep_vae = args.autoencoder_steps is None
+    train_all(
+        preset, args.output, start=args.start, keep_vae=keep_vae, seed=args.seed, workers=args.workers
+    )  # fmt: skip
 
 
 def train_all(
-    preset: Preset, output: Path, *, start: Path | None = None, seed: int = 0, workers: int = 0
+    preset: Preset,
+    output: Path,
+    *,
+    start: Path | None = None,
+    keep_vae: bool = True,
+    seed: int = 0,
+    workers: int = 0,
 ) -> Path:
     """Every stage that is not done yet, in order; the folder of the finished model.
 
-    From a finished model in `start`, only the stages from the denoiser on.
+    From a finished model in `start`, only the stages from the denoiser on, before them the autoencoder's unless it is kept.
     """
     if start is not None:
-        for part in ("tokenizer", "vae", "text_encoder"):
+        for part in ("tokenizer", "text_encoder", *(["vae"] if keep_vae else [])):
             shutil.copytree(start / part, output / "model" / part, dirs_exist_ok=True)
     return _Training(preset, output, start, seed, workers).finished()
 
@@ -161,8 +177,11 @@ class _Training:
     @cached_property
     def vae(self) -> AutoencoderKL:
         def make() -> AutoencoderKL:
-            fresh = new_vae()
-            train_vae(self.accelerator, fresh, self.preset.vae, self.work / "vae", self.workers)
+            on = self.start is not None
+            fresh = AutoencoderKL.from_pretrained(self.start / "vae") if on else new_vae()
+            train_vae(
+                self.accelerator, fresh, self.preset.vae, self.work / "vae", self.workers, trained_on=on
+            )  # fmt: skip
             return fresh
 
         return self._stage("vae", AutoencoderKL, make)
@@ -202,7 +221,7 @@ class _Training:
                 fresh = UNet2DConditionModel.from_pretrained(self.start / "unet")
             train_denoiser(
                 self.accelerator, fresh, *self._told(), self.preset.denoiser,
-                self.work / "denoiser", self.workers,
+                self.work / "denoiser", self.workers, self.seed,
             )  # fmt: skip
             return fresh
 

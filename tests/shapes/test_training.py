@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from diffusers import LCMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, LCMScheduler, StableDiffusionPipeline
 from torch import nn
 
 from t2iedit.shapes.train import SMOKE, train_all
@@ -17,6 +17,7 @@ from t2iedit.shapes.training.optimizers import OUTER, FlatMuon, adamw, muon
 from t2iedit.shapes.training.scenes_by_step import caption_of, picture, scene
 from t2iedit.shapes.training.tokenizer import learn_tokenizer
 from t2iedit.shapes.training.turbo import consistency_loss, consistent, from_velocity, levels
+from t2iedit.shapes.training.vae import moved
 
 SCHEDULE = Schedule(
     steps=7, batch_size=2, learning_rate=0.1, warmup=2, ema_decay=0.5, save_every=2, log_every=1
@@ -105,6 +106,10 @@ def test_smoke_run_makes_a_folder_that_plain_diffusers_paints_with(tmp_path):
         (base / "text_encoder" / "model.safetensors").read_bytes() for base in (folder, further)
     ]
     assert same[0] == same[1]
+    on = train_all(SMOKE, tmp_path / "on", start=folder, keep_vae=False)
+    old, new = (AutoencoderKL.from_pretrained(base / "vae") for base in (folder, on))
+    assert old.config.scaling_factor == new.config.scaling_factor
+    assert not torch.equal(old.encoder.conv_in.weight, new.encoder.conv_in.weight)
 
 
 def few_steps(pipeline, folder):
@@ -114,6 +119,13 @@ def few_steps(pipeline, folder):
     image = pipeline("a red circle", num_inference_steps=2, guidance_scale=1.0).images[0]
     assert image.size == (128, 128)
     assert sum(path.stat().st_size for path in (folder / "turbo").iterdir()) < 3e6
+
+
+def test_only_latents_of_plain_scenes_are_held_where_they_were():
+    before = torch.zeros(3, 1, 2, 2)
+    latents = before + torch.tensor([1.0, 5.0, 3.0]).view(3, 1, 1, 1)
+    assert moved(latents, before, torch.tensor([True, False, True])) == (1 + 9) / 2
+    assert moved(latents, before, torch.tensor([False] * 3)) == 0
 
 
 def test_consistency_function_is_the_latents_themselves_at_time_nought():

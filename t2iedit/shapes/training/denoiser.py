@@ -96,7 +96,9 @@ def train_denoiser(
     schedule: Schedule,
     folder: Path,
     workers: int,
+    seed: int = 0,
 ) -> None:
+    """Another `seed` is another order of scenes, other captions, noise and timesteps."""
     latents = torch.cat([load_file(path)["latents"] for path in bank])
     scheduler = new_scheduler()
     likely = timestep_chances(scheduler)
@@ -106,16 +108,16 @@ def train_denoiser(
         unet.set_attn_processor(AttnProcessor())
 
     def make_batch(step: int) -> Batch:
-        random = rng("denoiser", step)
+        random = rng("denoiser", seed, step)
         chosen = [random.randrange(len(latents)) for _ in range(schedule.batch_size)]
         captions = [
-            "" if random.random() < UNCONDITIONAL else caption_of(FIRST + index, step)
+            "" if random.random() < UNCONDITIONAL else caption_of(FIRST + index, f"{seed}:{step}")
             for index in chosen
         ]
         ids = tokenizer(
             captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
         ).input_ids
-        generator = torch.Generator().manual_seed(step)
+        generator = torch.Generator().manual_seed(random.getrandbits(63))
         clean = latents[chosen].float()
         return {
             "latents": clean,

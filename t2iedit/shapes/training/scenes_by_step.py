@@ -29,7 +29,8 @@ def picture(index: int, size: int) -> np.ndarray:
     return render_array(scene(index), size, rng("paint", index))
 
 
-def caption_of(index: int, step: int) -> str:
+def caption_of(index: int, step: object) -> str:
+    """One of the scene's captions, chosen by `step`."""
     return caption(scene(index), rng("caption", index, step))
 
 
