@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -31,6 +31,8 @@ from t2iedit.shapes.tasks import Task, drawn, make_tasks
 SETTINGS = ("steps", "guidance_scale")
 BATCH = 16
 FULL, QUICK = 500, 64
+TURBO, FEW = "shapes-turbo", (1, 2, 4)
+"""The sibling, and the numbers of steps that it is measured at beside the bundled model."""
 SHEET, COLUMNS, CELL, LINE = 24, 6, 192, 11
 
 Item = TypeVar("Item")
@@ -56,10 +58,15 @@ def main(arguments: list[str] | None = None) -> None:
     pipeline, settings = open_model(options.model)
     settings |= {key: value for key in SETTINGS if (value := getattr(options, key)) is not None}
     tasks = make_tasks(QUICK if options.quick else options.n, Random(options.seed))
-    seen, pictures = _seen(tasks, generated(pipeline, [task.prompt for task in tasks], settings))
+    prompts = [task.prompt for task in tasks]
+    seen, pictures = _seen(tasks, generated(pipeline, prompts, settings))
     possible, _ = _seen(tasks, rebuilt(pipeline, tasks, Random(options.seed)))
     rows, ceilings = rows_of(seen), rows_of(possible, suffix=" ceiling")
     print(table(rows, ceilings))
+    for steps in FEW if options.model == "shapes" else ():
+        few = few_steps(tasks, steps)
+        print(f"\n{TURBO}, {steps} steps\n{table(few, ceilings)}")
+        rows += [replace(row, metric=f"{row.metric}, turbo {steps} steps") for row in few]
     options.output.write_text(json.dumps([asdict(row) for row in rows + ceilings], indent=1) + "\n")
     if options.sheet:
         sheet(seen, pictures).save(options.sheet)
@@ -88,6 +95,13 @@ def open_model(name: str) -> tuple[Any, dict[str, Any]]:
     model.pipeline.set_progress_bar_config(disable=True)
     defaults = model.defaults
     return model.pipeline, {"steps": defaults.steps, "guidance_scale": defaults.guidance_scale}
+
+
+def few_steps(tasks: list[Task], steps: int) -> list[Row]:
+    """The sibling's shares of the same prompts from the same noise."""
+    pipeline, settings = open_model(TURBO)
+    prompts = [task.prompt for task in tasks]
+    return rows_of(_seen(tasks, generated(pipeline, prompts, settings | {"steps": steps}))[0])
 
 
 def generated(pipeline: Any, prompts: list[str], settings: dict[str, Any]) -> Iterator[Image.Image]:
