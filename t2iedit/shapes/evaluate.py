@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     possible, _ = _seen(tasks, rebuilt(pipeline, tasks, Random(options.seed)))
     rows, ceilings = rows_of(seen), rows_of(possible, suffix=" ceiling")
     print(table(rows, ceilings))
-    for steps in FEW if options.model == "shapes" else ():
+    for steps in FEW if options.model == "shapes" and _has_sibling() else ():
         few = few_steps(tasks, steps)
         print(f"\n{TURBO}, {steps} steps\n{table(few, ceilings)}")
         rows += [replace(row, metric=f"{row.metric}, turbo {steps} steps") for row in few]
@@ -95,6 +95,12 @@ def open_model(name: str) -> tuple[Any, dict[str, Any]]:
     model.pipeline.set_progress_bar_config(disable=True)
     defaults = model.defaults
     return model.pipeline, {"steps": defaults.steps, "guidance_scale": defaults.guidance_scale}
+
+
+def _has_sibling() -> bool:
+    from t2iedit.opening import BUNDLED
+
+    return TURBO in BUNDLED
 
 
 def few_steps(tasks: list[Task], steps: int) -> list[Row]:
