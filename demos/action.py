@@ -70,6 +70,8 @@ class Action:
 
     def _run(self, work: Work, live: gr.Image | None) -> Callable[..., Iterator[Any]]:
         def run(visitor: gr.Request, *values: Any) -> Iterator[Any]:
+            # Results come together with how it ended: the page may drop an update that has another at its heels.
+            last: dict[Any, Any] = {}
             try:
                 with (
                     self.stops.running(visitor) as stop,
@@ -78,14 +80,19 @@ class Action:
                 ):
                     yield {self.status: line("At work...")}
                     for news in said:
-                        yield self._shown(news, live)
+                        if last:
+                            yield last
+                        shown = self._shown(news, live)
+                        last = {} if isinstance(news, Moment) else shown
+                        if not last:
+                            yield shown
             except Stopped:
-                yield {self.status: line("Stopped.")} | _hidden(live)
+                yield last | {self.status: line("Stopped.")} | _hidden(live)
             except gr.Error as error:
-                yield {self.status: line(str(error.message))} | _hidden(live)
+                yield last | {self.status: line(str(error.message))} | _hidden(live)
                 raise
             else:
-                yield {self.status: line("Done.")} | _hidden(live)
+                yield last | {self.status: line("Done.")} | _hidden(live)
 
         return run
 

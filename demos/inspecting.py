@@ -33,7 +33,7 @@ class Tab:
         action = Action("inspect", "Inspect the prompt", stops)
         self.report = gr.Markdown(elem_id="inspect-report")
         self.tokens = gr.HTML(elem_id="tokens")
-        with gr.Column(visible="hidden") as self.result:
+        with gr.Column(visible=False) as self.result:
             gr.Markdown("### How alike are the tokens' embeddings? Red: alike, blue: opposed.")
             with gr.Row(elem_id="matrices"):
                 self.charts = {title: _chart(title) for title in ("before", "after", "difference")}
@@ -48,7 +48,7 @@ class Tab:
         )
         connect(self.word, form.prompt, **QUIET)
         look = Action("look", "Show on the picture", stops, chief=False)
-        with gr.Column(visible="hidden") as self.looked:
+        with gr.Column(visible=False) as self.looked:
             gr.Markdown(
                 "Left of the line the picture, right of it in red where it looks.",
                 elem_classes="caption",

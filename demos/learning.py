@@ -77,7 +77,7 @@ class Tab:
         with gr.Accordion("More settings", open=False):
             self.widgets += [widget(control) for control in self.controls[len(SHOWN) :]]
         action = Action("learn", "Learn", stops, cancel="Stop and keep")
-        with gr.Column(visible="hidden") as self.result:
+        with gr.Column(visible=False) as self.result:
             self.strip = gr.Image(
                 label="The concept so far", format="png", interactive=False, elem_id="strip"
             )

@@ -32,7 +32,7 @@ class Tab:
         self.live = gr.Image(
             label="While it is made", visible=False, format="png", elem_id="live", height=300
         )
-        with gr.Column(visible="hidden") as self.result:
+        with gr.Column(visible=False) as self.result:
             self.caption = gr.Markdown(elem_classes="caption")
             self.slider = gr.ImageSlider(
                 label="Before and after",

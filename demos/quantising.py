@@ -53,7 +53,7 @@ class Tab:
         )  # fmt: skip
         estimate = gr.Markdown(self._estimate("8", form.model.value), elem_id="estimate")
         action = Action("quantise", "Quantise", stops)
-        with gr.Column(visible="hidden") as self.result:
+        with gr.Column(visible=False) as self.result:
             self.table = gr.HTML(elem_id="quantise-table")
             gr.Markdown("Left of the line as it is, right of it quantised.", elem_classes="caption")
             self.slider = gr.ImageSlider(

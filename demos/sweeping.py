@@ -49,7 +49,7 @@ class Tab:
         for where, option in (("along the columns", first), ("along the rows", NONE)):
             self.axes += self._axis(where, option)
         action = Action("sweep", "Sweep", stops)
-        with gr.Column(visible="hidden") as self.result:
+        with gr.Column(visible=False) as self.result:
             self.grid = gr.Image(
                 label="Grid",
                 show_label=False,

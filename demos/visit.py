@@ -25,7 +25,7 @@ class Visit:
         self.host, self.form = host, form
         self.kept = gr.State([], time_to_live=8 * HOUR)
         self.chosen = gr.State(None)
-        with gr.Row(elem_classes="visit-head", visible="hidden") as self.head:
+        with gr.Row(elem_classes="visit-head", visible=False) as self.head:
             gr.Markdown("### This visit")
             self.use = gr.Button(
                 "Set the controls from the chosen picture", size="sm", scale=0, min_width=300,
