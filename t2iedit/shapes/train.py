@@ -177,10 +177,11 @@ class _Training:
     @cached_property
     def vae(self) -> AutoencoderKL:
         def make() -> AutoencoderKL:
-            on = self.start is not None
-            fresh = AutoencoderKL.from_pretrained(self.start / "vae") if on else new_vae()
+            start = self.start
+            fresh = AutoencoderKL.from_pretrained(start / "vae") if start else new_vae()
             train_vae(
-                self.accelerator, fresh, self.preset.vae, self.work / "vae", self.workers, trained_on=on
+                self.accelerator, fresh, self.preset.vae, self.work / "vae", self.workers,
+                trained_on=start is not None,
             )  # fmt: skip
             return fresh
 
