@@ -60,7 +60,7 @@ CPU = Preset(
     denoiser=Schedule(
         steps=8000, batch_size=64, learning_rate=1e-3, hold=0.4, ema_decay=0.999, save_every=100
     ),
-    turbo=Schedule(steps=1600, batch_size=24, learning_rate=5e-4, warmup=50, save_every=100),
+    turbo=Schedule(steps=450, batch_size=24, learning_rate=1e-4, warmup=50, save_every=100),
     decoder=Schedule(steps=1200, batch_size=16, learning_rate=8e-4, warmup=50, save_every=100),
     scenes=100_000,
 )
@@ -75,7 +75,7 @@ GPU = Preset(
         ema_decay=0.9995,
         save_every=1000,
     ),
-    turbo=Schedule(steps=6000, batch_size=128, learning_rate=5e-4, warmup=100),
+    turbo=Schedule(steps=3000, batch_size=128, learning_rate=1e-4, warmup=100),
     decoder=Schedule(steps=4000, batch_size=64, learning_rate=8e-4),
     scenes=400_000,
 )
