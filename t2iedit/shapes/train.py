@@ -1,7 +1,8 @@
 """Train the bundled model from nothing: `python -m t2iedit.shapes.train -o DIR [--preset cpu|gpu|smoke]`.
 
 Stages: tokenizer, autoencoder, text encoder, latents, denoiser, decoder, few-step LoRA. Each checkpoints and is skipped once done, so a killed
-run is started again with the same command. `accelerate launch -m t2iedit.shapes.train` spreads it over processes.
+run is started again with the same command. `accelerate launch -m t2iedit.shapes.train` spreads it over processes (several on
+CPUs: `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m t2iedit.shapes.train`).
 """
 
 # diffusers and transformers annotate less than they take.
@@ -23,6 +24,7 @@ from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from t2iedit.opening import computes_in_bfloat16
 from t2iedit.shapes.training import probes
 from t2iedit.shapes.training.denoiser import (
     bank_latents,
@@ -105,6 +107,7 @@ def main(argv: list[str] | None = None) -> None:
         help="instead of the preset's; with --start, of training it on, else it is kept",
     )
     parser.add_argument("--denoiser-steps", type=int, help="instead of the preset's")
+    parser.add_argument("--denoiser-rate", type=float, help="instead of the preset's learning rate")
     parser.add_argument(
         "--start",
         type=Path,
@@ -114,8 +117,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes")
     args = parser.parse_args(argv)
     preset = PRESETS[args.preset]
-    if args.denoiser_steps is not None:
-        preset = replace(preset, denoiser=replace(preset.denoiser, steps=args.denoiser_steps))
+    given = {"steps": args.denoiser_steps, "learning_rate": args.denoiser_rate}
+    changes = {name: value for name, value in given.items() if value is not None}
+    preset = replace(preset, denoiser=replace(preset.denoiser, **changes))
     if args.autoencoder_steps is not None:
         preset = replace(preset, vae=replace(preset.vae, steps=args.autoencoder_steps))
     keep_vae = args.autoencoder_steps is None
@@ -143,6 +147,12 @@ def train_all(
     return _Training(preset, output, start, seed, workers).finished()
 
 
+def new_accelerator() -> Accelerator:
+    """In bfloat16, except on a CPU that would emulate it, several times slower than float32."""
+    sixteen_bits = torch.cuda.is_available() or computes_in_bfloat16()
+    return Accelerator(mixed_precision="bf16" if sixteen_bits else "no")
+
+
 class _Training:
     """The stages, each from a seed of its own, each loaded if it is done already."""
 
@@ -150,7 +160,7 @@ class _Training:
         self, preset: Preset, output: Path, start: Path | None, seed: int, workers: int
     ) -> None:
         self.preset, self.start, self.seed, self.workers = preset, start, seed, workers
-        self.accelerator = Accelerator(mixed_precision="bf16")
+        self.accelerator = new_accelerator()
         self.model, self.work, self.shapes = (
             output / "model",
             output / "checkpoints",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from t2iedit.shapes.training.loop import Batch, Losses, Schedule, train
-from t2iedit.shapes.training.optimizers import muon
+from t2iedit.shapes.training.optimizers import adamw, muon
 from t2iedit.shapes.training.scenes_by_step import caption_of, picture, rng, to_tensor
 
 FIRST = 10_000_000
@@ -133,7 +133,8 @@ def train_denoiser(
 
     train(
         accelerator, unet, make_batch, losses, schedule, folder, workers=workers,
-        make_optimizers=muon,
+        # Muon multiplies in bfloat16, whatever the precision.
+        make_optimizers=adamw if accelerator.mixed_precision == "no" else muon,
     )  # fmt: skip
 
 

@@ -139,7 +139,8 @@ def _resume(folder: Path, module, steppers: list, ema: EMAModel | None) -> int:
     path = folder / "checkpoint.pt"
     if not path.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        # Other processes of the run come here too.
+        folder.mkdir(parents=True, exist_ok=True)
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
     module.load_state_dict(state["module"])
