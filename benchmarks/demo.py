@@ -199,7 +199,8 @@ def _visit(url: str, prompt: str, steps: int, end: float, visits: Visits) -> Non
         visits.lost.append(f"{prompt} could not come in: {error!r}")
         return
     for number in itertools.count():
-        if time.monotonic() > end:
+        # Coming in can outlast a short visit on a slow machine; nobody leaves without a picture.
+        if number and time.monotonic() > end:
             return
         seed, begin = number % SEEDS, time.perf_counter()
         try:

@@ -47,6 +47,8 @@ from t2iedit.shapes.tasks import Task
 
 CHOICE = RESULTS / "leakage-choice.json"
 SEED = 30_001
+STEPS = 10
+"""Of a picture by the bundled model, which gains nothing from more (`composition-choice.json`)."""
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 SCALES = (0.0, 0.25, 0.5, 0.75)
 READINGS: list[dict[str, Any]] = [
@@ -71,6 +73,7 @@ class Way:
     alpha: float = 0.0
     negative: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
 
     @property
     def values(self) -> dict[str, Any]:
@@ -86,13 +89,19 @@ class Way:
             task.prompt,
             negative=", ".join(self.undesired) if self.negative else None,
             seed=seed,
+            steps=self.steps,
             edits=edits,
             loras=[f"{file}:{self.scale}" for file in self.loras if self.scale],
         )
 
 
-def ways(loras: Sequence[Path], undesired: Sequence[str], options: dict[str, Any]) -> list[Way]:
-    plain = Way(PLAIN, tuple(map(str, loras)), tuple(undesired))
+def ways(
+    loras: Sequence[Path],
+    undesired: Sequence[str],
+    options: dict[str, Any],
+    steps: int | None = None,
+) -> list[Way]:
+    plain = Way(PLAIN, tuple(map(str, loras)), tuple(undesired), steps=steps)
     return [
         plain,
         *(replace(plain, name=f"{SCALE} {scale:g}", scale=scale) for scale in SCALES),
@@ -104,8 +113,10 @@ def ways(loras: Sequence[Path], undesired: Sequence[str], options: dict[str, Any
 class Bench:
     """A studio, its LoRAs, and how much is painted."""
 
-    def __init__(self, studio: Studio, training: Training, *, quick: bool) -> None:
-        self.studio, self.training, self.quick = studio, training, quick
+    def __init__(
+        self, studio: Studio, training: Training, *, steps: int | None = None, quick: bool
+    ) -> None:
+        self.studio, self.training, self.steps, self.quick = studio, training, steps, quick
 
     def lora(self, case: Case) -> Path:
         """The case's file, trained if it is not there yet."""
@@ -138,7 +149,7 @@ def tune(bench: Bench) -> None:
     for options in READINGS[: 2 if bench.quick else None]:
         values = []
         for case in cases:
-            plain = ways([bench.lora(case)], case.undesired, options)[0]
+            plain = ways([bench.lora(case)], case.undesired, options, bench.steps)[0]
             for alpha in (0.5, 1.0):
                 way = replace(plain, name="DECOR", alpha=alpha, options=options)
                 values += [goodness(each) for each in bench.seen(case, way)]
@@ -167,7 +178,7 @@ def report(bench: Bench, clip: str | None, stem: str) -> None:
     rows, found, sheets = [], {}, []
     for case in cases:
         loras = [bench.lora(part) for part in case.parts]
-        own = {way.name: way for way in ways(loras, case.undesired, options)}
+        own = {way.name: way for way in ways(loras, case.undesired, options, bench.steps)}
         seen = {name: bench.seen(case, way) for name, way in own.items()}
         for name, each in seen.items():
             rows += shares(f"{case.name}: {name}", each)
@@ -248,11 +259,11 @@ def main() -> None:
     silence_libraries()
     training = Training(steps=40 if options.quick else options.steps)
     studio = Studio(t2iedit.open_model(options.model), options.folder)
-    bench = Bench(studio, training, quick=options.quick)
+    world = options.model.startswith("shapes")
+    bench = Bench(studio, training, steps=STEPS if world else None, quick=options.quick)
     if options.phase == "tune":
         tune(bench)
         return
-    world = options.model.startswith("shapes")
     stem = "leakage" if world else f"leakage-{Path(options.model).name}"
     report(bench, options.clip, stem + "-quick" * options.quick)
 

@@ -24,6 +24,7 @@ from tqdm import trange
 
 import t2iedit
 from t2iedit.cli.terminal import silence_libraries
+from t2iedit.opening import computes_in_bfloat16
 
 UNET, TEXT = ("to_q", "to_k", "to_v", "to_out.0"), ("q_proj", "k_proj", "v_proj", "out_proj")
 ADAPTER = "overfit"
@@ -55,6 +56,7 @@ def overfit(
     tokens = [encoder.tokenize(caption) for encoder in model.encoders]
     random = Random(training.seed)
     parts = adapted(model, training)
+    sixteen_bits = model.device.type != "cpu" or computes_in_bfloat16()
     unet: Any = model.denoiser
     processors = dict(unet.attn_processors)
     if model.device.type == "cpu":
@@ -66,7 +68,7 @@ def overfit(
         with torch.enable_grad():
             for _ in trange(training.steps, desc=path.stem, leave=False, disable=None):
                 noisy = moved(bank.draw(training.batch, schedule, random), model.device)
-                with torch.autocast(model.device.type, torch.bfloat16):
+                with torch.autocast(model.device.type, torch.bfloat16, enabled=sixteen_bits):
                     loss = diffusion_loss(model, encoded(model, tokens, {}), noisy)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+from t2iedit.opening import computes_in_bfloat16
 from t2iedit.shapes.training.scenes_by_step import to_tensor
 from t2iedit.shapes.training.text import PICTURE, Contrast, contrast_batch, contrast_losses
 
@@ -95,7 +96,7 @@ def _train(contrast: Contrast, tokenizer: Any, steps: int) -> None:
     with torch.enable_grad():
         for step in tqdm(range(steps), desc="picture tower", unit="step"):
             batch = contrast_batch(tokenizer, step, BATCH)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=computes_in_bfloat16()):
                 loss = contrast_losses(contrast, batch, step)["contrast"]
             optimizer.zero_grad()
             loss.backward()

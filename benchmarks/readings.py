@@ -16,8 +16,10 @@ SEED = 20_001
 ROUNDS = (30, 90, 300)
 """Prompts after which the better third of the candidates goes on, then the better two, then the best."""
 
-GUIDANCE = [{"guidance_scale": g, "steps": 20} for g in (2.5, 4.0, 6.0, 8.0)]
-STEPS = (10, 30)
+STEPS = (10, 20)
+WORTH = 0.02
+"""How much likeness the longer run has to buy to be taken."""
+GUIDANCE = [{"guidance_scale": g, "steps": STEPS[0]} for g in (2.5, 4.0, 6.0, 8.0)]
 WEIGHTS = (1.1, 1.25, 1.5, 1.75)
 CORRECTION: dict[str, Any] = {"alpha": 0.3}
 CORRECTIONS: list[dict[str, Any]] = [
@@ -71,6 +73,13 @@ class Search:
                 break
         return candidates[0]
 
+    def longer_if_worth_it(self, arm: Arm) -> Arm:
+        """With more steps if they buy anything on all prompts."""
+        longer = replace(arm, run=arm.run | {"steps": STEPS[1]})
+        self.ranked([arm, longer], self.rounds[-1])
+        before, after = self.tried[-2:]
+        return longer if after["likeness"] - before["likeness"] > WORTH else arm
+
     def ranked(self, candidates: list[Arm], size: int) -> list[Arm]:
         tasks = self.tasks[:size]
         verdicts = judged(self.studio, self.referee, candidates, tasks, SEED)
@@ -101,8 +110,7 @@ def told(arm: Arm) -> str:
 def chosen(search: Search, *, quick: bool) -> dict[str, Arm]:
     few = slice(2 if quick else None)
     plain = search.best([Arm("plain", run=run) for run in GUIDANCE[few]])
-    longer = [replace(plain, run=plain.run | {"steps": steps}) for steps in STEPS[few]]
-    plain = search.best([plain, *longer])
+    plain = search.longer_if_worth_it(plain)
     compel = [replace(plain, name="compel", weight=weight) for weight in WEIGHTS[few]]
     first = replace(plain, name="algorithm 1", zero=CORRECTION)
     second = replace(plain, name="algorithm 2", zero=SUPPRESSION)

@@ -1,6 +1,6 @@
 """How often a model draws what its prompt asks, beside what the detector can see at best.
 
-    python -m t2iedit.shapes.evaluate [-m MODEL] [--n N] [--quick] [-o FILE.json] [--sheet FILE.png]
+    python -m t2iedit.shapes.evaluate [-m MODEL] [--n N] [--scheduler NAME] [--quick] [-o FILE.json] [--sheet FILE.png]
 
 The ceiling of a number is that of as many drawn scenes passed through the model's autoencoder.
 """
@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from t2iedit.errors import UserError
+from t2iedit.schedulers import build
 from t2iedit.shapes.captions import RELATIONS
 from t2iedit.shapes.detector import Detection, detect
 from t2iedit.shapes.renderer import render
@@ -56,6 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = _options(arguments)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     pipeline, settings = open_model(options.model)
+    if options.scheduler is not None:
+        pipeline.scheduler = build(pipeline.scheduler, options.scheduler)
     settings |= {key: value for key in SETTINGS if (value := getattr(options, key)) is not None}
     tasks = make_tasks(QUICK if options.quick else options.n, Random(options.seed))
     prompts = [task.prompt for task in tasks]
@@ -81,6 +84,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--guidance", type=float, dest="guidance_scale", help="default: the model's own"
     )
+    parser.add_argument("--scheduler", metavar="NAME", help="default: the model's own")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} prompts a row")
     parser.add_argument("-o", "--output", type=Path, default="benchmarks/results/shapes.json")
     parser.add_argument("--sheet", type=Path, help=f"also draw {SHEET} results into this file")

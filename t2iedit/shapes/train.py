@@ -12,6 +12,7 @@ import argparse
 import copy
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,11 +25,12 @@ from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from t2iedit.errors import UserError
 from t2iedit.opening import computes_in_bfloat16
 from t2iedit.shapes.training import probes
 from t2iedit.shapes.training.denoiser import (
     bank_latents,
-    new_scheduler,
+    new_sampler,
     new_unet,
     train_denoiser,
 )
@@ -282,7 +284,7 @@ def assemble(
         text_encoder=copy.deepcopy(text),
         tokenizer=tokenizer,
         unet=copy.deepcopy(unet),
-        scheduler=new_scheduler(),
+        scheduler=new_sampler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -312,4 +314,8 @@ def _save(accelerator: Accelerator, part: Any, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

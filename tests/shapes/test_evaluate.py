@@ -109,7 +109,20 @@ def test_evaluation_runs_on_a_pipeline_folder(tmp_path: Path) -> None:
     folder, output, page = tmp_path / "model", tmp_path / "results" / "o.json", tmp_path / "s.png"
     tiny_pipeline().save_pretrained(folder)
     (folder / "t2iedit.json").write_text('{"steps": 2, "guidance_scale": 1.0}')
-    main(["-m", str(folder), "--n", "1", "-o", str(output), "--sheet", str(page)])
+    main(
+        [
+            "-m",
+            str(folder),
+            "--n",
+            "1",
+            "-o",
+            str(output),
+            "--sheet",
+            str(page),
+            "--scheduler",
+            "euler_a",
+        ]
+    )
     rows = json.loads(output.read_text())
     assert set(rows[0]) == {"name", "metric", "n", "value", "low", "high"}
     assert [r["metric"] + " ceiling" for r in rows[: len(rows) // 2]] == [

@@ -10,8 +10,15 @@ from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, LCMScheduler, StableDiffusionPipeline
 from torch import nn
 
-from t2iedit.shapes.train import SMOKE, train_all
-from t2iedit.shapes.training.denoiser import new_scheduler, new_unet, timestep_chances
+import t2iedit.shapes.train
+from t2iedit.errors import InvalidRequest
+from t2iedit.shapes.train import SMOKE, new_accelerator, train_all
+from t2iedit.shapes.training.denoiser import (
+    new_scheduler,
+    new_unet,
+    optimizers_for,
+    timestep_chances,
+)
 from t2iedit.shapes.training.loop import Schedule, train
 from t2iedit.shapes.training.optimizers import OUTER, FlatMuon, adamw, muon
 from t2iedit.shapes.training.scenes_by_step import caption_of, picture, scene
@@ -72,6 +79,26 @@ def test_finished_run_is_not_trained_again(tmp_path):
     first = run(tmp_path)
     again = run(tmp_path, dies_at=0)
     assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_a_run_begun_with_other_optimizers_is_not_resumed_with_these(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, dies_at=5, make_optimizers=muon)
+    with pytest.raises(InvalidRequest, match="begun with other optimizers"):
+        run(tmp_path, make_optimizers=adamw)
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "precision", "optimizers"), [(True, "bf16", muon), (False, "no", adamw)]
+)
+def test_a_cpu_without_bfloat16_trains_in_float32_by_adamw(
+    monkeypatch, bfloat16, precision, optimizers
+):
+    monkeypatch.setattr(t2iedit.shapes.train, "computes_in_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    accelerator = new_accelerator()
+    assert accelerator.mixed_precision == precision
+    assert optimizers_for(accelerator.mixed_precision) is optimizers
 
 
 def test_scene_of_a_number_is_always_the_same():

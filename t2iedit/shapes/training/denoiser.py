@@ -7,14 +7,19 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    UNet2DConditionModel,
+)
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from t2iedit.shapes.training.loop import Batch, Losses, Schedule, train
-from t2iedit.shapes.training.optimizers import adamw, muon
+from t2iedit.shapes.training.optimizers import MakeOptimizers, adamw, muon
 from t2iedit.shapes.training.scenes_by_step import caption_of, picture, rng, to_tensor
 
 FIRST = 10_000_000
@@ -41,6 +46,11 @@ def new_scheduler() -> DDIMScheduler:
         set_alpha_to_one=True,
         steps_offset=1,
     )
+
+
+def new_sampler() -> EulerAncestralDiscreteScheduler:
+    """On the same noise levels. Its fresh noise lets later steps mend what early ones began wrongly."""
+    return EulerAncestralDiscreteScheduler.from_config(new_scheduler().config)  # type: ignore[return-value]
 
 
 def new_unet(
@@ -133,9 +143,13 @@ def train_denoiser(
 
     train(
         accelerator, unet, make_batch, losses, schedule, folder, workers=workers,
-        # Muon multiplies in bfloat16, whatever the precision.
-        make_optimizers=adamw if accelerator.mixed_precision == "no" else muon,
+        make_optimizers=optimizers_for(accelerator.mixed_precision),
     )  # fmt: skip
+
+
+def optimizers_for(precision: str) -> MakeOptimizers:
+    """Muon, unless it would be emulated: it multiplies in bfloat16, whatever the precision."""
+    return adamw if precision == "no" else muon
 
 
 def timestep_chances(scheduler: DDIMScheduler) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
+from t2iedit.errors import InvalidRequest
 from t2iedit.shapes.training.optimizers import MakeOptimizers, adamw
 
 Batch = dict[str, Tensor]
@@ -66,6 +67,7 @@ def train(
     """Train `module` in place to the end of `schedule`, from the newest checkpoint in `folder` if there is one.
 
     `losses` gives named terms; their sum is minimised. Where the schedule has an EMA, the module ends with it.
+    Raises `InvalidRequest` if the checkpoint is of other optimizers.
     """
     # After the module has moved to its device, since an optimizer may hold views of the weights.
     wrapped = accelerator.prepare(module)
@@ -143,6 +145,11 @@ def _resume(folder: Path, module, steppers: list, ema: EMAModel | None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
+    if len(state["steppers"]) != len(steppers):
+        raise InvalidRequest(
+            f'"{path}" was begun with other optimizers, on a machine that does or does not compute in bfloat16 unlike'
+            " this one; go on there, or train its weights on in a new folder"
+        )
     module.load_state_dict(state["module"])
     for each, saved in zip(steppers, state["steppers"], strict=True):
         each.load_state_dict(saved)
