@@ -128,9 +128,40 @@ def figure(value: float, row: Row) -> str:
     return f"{value:.2%}" if row["metric"].startswith("share") else f"{value:.2f}"
 
 
+def memory() -> str:
+    """A table for each architecture that was measured."""
+    parts = []
+    for path in sorted(RESULTS.glob("memory-*.json")):
+        kept = json.loads(path.read_text())
+        rows = [row for row in kept["rows"] if row["metric"].endswith(SHARE) and row["n"]]
+        metrics = list(dict.fromkeys(row["metric"] for row in rows))
+        names = list(dict.fromkeys(row["name"] for row in rows))
+        found = {(row["name"], row["metric"]): row for row in rows}
+        of = kept["settings"]
+        title = f"{of['architecture']} at {of['size']}, {kept['machine']['processor']}"
+        lines = [
+            f"| {title} | {' | '.join(m.removesuffix(SHARE) for m in metrics)} |",
+            f"|---{'|---' * len(metrics)}|",
+        ]
+        for name in names:
+            own = [found.get((name, metric)) for metric in metrics]
+            cells = [r and f"{r['value']:.2f} ({r['low']:.2f} to {r['high']:.2f})" for r in own]
+            lines.append(f"| {name} | {' | '.join(text or '' for text in cells)} |")
+        parts.append("\n".join(lines))
+    if not parts:
+        return ""
+    said = (
+        "`python benchmarks/memory.py`: shares of the same UNet in 16 bits, random weights, medians and extremes of repeats, each"
+        " in a process of its own."
+    )
+    return "\n\n".join([said, *parts])
+
+
+SHARE = ", share of 16 bits"
 SECTIONS: dict[str, Sequence[Callable[[], str]]] = {
     "plugins/t2iedit_zero/README.md": (composition, lambda: overhead("t2i_zero")),
     "plugins/t2iedit_decor/README.md": (leakage, lambda: overhead("decor")),
+    "plugins/t2iedit_mixdq/README.md": (memory,),
 }
 
 

@@ -171,9 +171,11 @@ def default_settings(pipeline: Any) -> Defaults:
 
 
 def _is_turbo(scheduler: Any) -> bool:
-    """sd-turbo and sdxl-turbo are the checkpoints that ship an Euler scheduler with trailing timesteps."""
-    trailing = scheduler.config.get("timestep_spacing") == "trailing"
-    return trailing and type(scheduler).__name__.startswith("Euler")
+    """sd-turbo and sdxl-turbo ship an Euler scheduler with trailing timesteps, as do models of zero terminal SNR."""
+    config = scheduler.config
+    trailing = config.get("timestep_spacing") == "trailing"
+    from_pure_noise = config.get("rescale_betas_zero_snr", False)
+    return trailing and not from_pure_noise and type(scheduler).__name__.startswith("Euler")
 
 
 def _halves(named: dict[str, Tensor], key: str, batch: int) -> Tensor:

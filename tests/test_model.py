@@ -145,6 +145,14 @@ def test_turbo_scheduler_means_one_step_without_guidance():
     assert open_model(pipeline).defaults.guidance_scale == 0
 
 
+def test_euler_from_pure_noise_is_no_turbo():
+    pipeline = tiny_pipeline("sdxl")
+    pipeline.scheduler = type(pipeline.scheduler).from_config(
+        pipeline.scheduler.config, timestep_spacing="trailing", rescale_betas_zero_snr=True
+    )
+    assert open_model(pipeline).defaults.steps == 50
+
+
 def test_dtype_and_format_are_as_asked(saved):
     model = open_model(saved, dtype="bfloat16", memory_format="channels_last")
     assert model.dtype == torch.bfloat16 and model.memory_format == "channels_last"
