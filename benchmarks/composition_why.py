@@ -80,8 +80,8 @@ def painted(
     images: list[Image.Image] = []
     maps: list[Tensor] = []
     sample: Any = model.pipeline
-    for first in range(0, len(tasks), BATCH):
-        batch = list(enumerate(tasks))[first : first + BATCH]
+    for first in range(0, len(tasks), BATCH["cpu"]):
+        batch = list(enumerate(tasks))[first : first + BATCH["cpu"]]
         gathered = Maps([columns(model, task) for _, task in batch], sample.unet.config.sample_size)
         requests = [arm.request(task, 1000 * SEED + index) for index, task in batch]
         with opened(model.denoiser, sample.scheduler, gathered, guided=True):

@@ -39,6 +39,7 @@ from t2iedit_mixdq.saturation import TextClipped
 from t2iedit_mixdq.sensitivity import Bench, sqnr, ssim
 from t2iedit_mixdq.wiring import survey
 from t2iedit_zero import T2IZero
+from together import paint
 
 import t2iedit
 from t2iedit.shapes.detector import detect
@@ -69,6 +70,7 @@ EDITS = {
     "t2i_zero": T2IZero(concepts=["circle"]),
 }
 """Edits that are tried on a packed model, with prompts that have a circle."""
+BATCH = 16
 TIMED = 8
 """Pictures that are timed in turn."""
 QUICK = [
@@ -306,12 +308,12 @@ def pictures(
     edits: Sequence[t2iedit.Edit] = (),
 ) -> list[Image]:
     """One for each task, from the seed of its place."""
-    return [
-        t2iedit.generate(
-            model, t2iedit.Request(task.prompt, seeds=(index,), steps=steps, edits=edits)
-        ).image
+    requests = [
+        t2iedit.Request(task.prompt, seeds=(index,), steps=steps, edits=edits)
         for index, task in enumerate(tasks)
     ]
+    batches = [requests[first : first + BATCH] for first in range(0, len(requests), BATCH)]
+    return [image for batch in batches for image in paint(model, batch)[0]]
 
 
 def fulfilled(tasks: list[Task], images: list[Image]) -> list[bool]:

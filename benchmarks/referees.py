@@ -7,8 +7,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Protocol
@@ -51,7 +52,12 @@ class Referee(Protocol):
 
 
 class Detector:
-    """Sees every colour and shape of the bundled model's world."""
+    """Sees every colour and shape of the bundled model's world; in `jobs` processes."""
+
+    def __init__(self, jobs: int = 1) -> None:
+        # Not forked, since this process may hold a GPU.
+        self.pool = ProcessPoolExecutor(jobs, get_context("spawn")) if jobs > 1 else None
+        self.known: dict[Path, Detection] = {}
 
     def tasks(self, sizes: Sizes, seed: int) -> list[Task]:
         found: dict[str, dict[str, Task]] = {row: {} for row in sizes}
@@ -66,9 +72,13 @@ class Detector:
         return in_turn([list(tasks.values()) for tasks in found.values()])
 
     def judge(self, tasks: Sequence[Task], place: Path) -> list[Verdict]:
+        paths = [picture(place, index) for index in range(len(tasks))]
+        new = [path for path in paths if path not in self.known]
+        found = self.pool.map(seen, new, chunksize=4) if self.pool else map(seen, new)
+        self.known |= dict(zip(new, found, strict=True))
         return [
-            of_detection(seen(picture(place, index)), task.wanted)
-            for index, task in enumerate(tasks)
+            of_detection(self.known[path], task.wanted)
+            for path, task in zip(paths, tasks, strict=True)
         ]
 
 
@@ -132,7 +142,6 @@ def picture(place: Path, index: int) -> Path:
     return place / f"{index:05}" / "samples" / "0000.png"
 
 
-@cache
 def seen(path: Path) -> Detection:
     with Image.open(path) as image:
         return detect(image)

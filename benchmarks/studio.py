@@ -15,8 +15,8 @@ from t2iedit import digests
 from t2iedit.plugins import installed
 from t2iedit.shapes.tasks import Task
 
-BATCH = 15
-"""The sizes of all sets are multiples of it."""
+BATCH = {"cpu": 15, "cuda": 75}
+"""By device. The sizes of all sets are multiples of them, or smaller."""
 
 
 class Way(Protocol):
@@ -66,6 +66,7 @@ class Studio:
 
     def __init__(self, model: t2iedit.Model, folder: Path) -> None:
         self.model, self.folder = model, folder
+        self.batch = BATCH.get(model.device.type, BATCH["cpu"])
 
     def place(self, arm: Way, seed: int) -> Path:
         values = arm.values | {"model": self.model.fingerprint, "seed": seed}
@@ -73,7 +74,7 @@ class Studio:
 
     def paint(self, arms: Sequence[Way], tasks: Sequence[Task], seed: int) -> None:
         """What is not painted yet, batch by batch, the arms in turn, so that whatever else the machine does hits all."""
-        jobs = [(first, arm) for first in range(0, len(tasks), BATCH) for arm in arms]
+        jobs = [(first, arm) for first in range(0, len(tasks), self.batch) for arm in arms]
         waiting = [(arm, self._missing(first, arm, tasks, seed)) for first, arm in jobs]
         for arm, batch in tqdm(
             [job for job in waiting if job[1]], unit="batch", leave=False, disable=None
@@ -93,7 +94,7 @@ class Studio:
     def _missing(
         self, first: int, arm: Way, tasks: Sequence[Task], seed: int
     ) -> list[tuple[int, Task]]:
-        batch, place = list(enumerate(tasks))[first : first + BATCH], self.place(arm, seed)
+        batch, place = list(enumerate(tasks))[first : first + self.batch], self.place(arm, seed)
         return [(index, task) for index, task in batch if not is_there(picture(place, index), task)]
 
     def seconds(self, arm: Way, seed: int) -> dict[int, float]:

@@ -1,6 +1,6 @@
 """How often a model draws what its prompt asks, beside what the detector can see at best.
 
-    python -m t2iedit.shapes.evaluate [-m MODEL] [--n N] [--scheduler NAME] [--quick] [-o FILE.json] [--sheet FILE.png]
+    python -m t2iedit.shapes.evaluate [-m MODEL] [--n N] [--scheduler NAME] [--jobs N] [--quick] [-o FILE.json] [--sheet FILE.png]
 
 The ceiling of a number is that of as many drawn scenes passed through the model's autoencoder.
 """
@@ -11,8 +11,11 @@ import sys
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -30,7 +33,7 @@ from t2iedit.shapes.scoring import score, wilson
 from t2iedit.shapes.tasks import Task, drawn, make_tasks
 
 SETTINGS = ("steps", "guidance_scale")
-BATCH = 16
+BATCH = {"cpu": 16, "cuda": 125}
 FULL, QUICK = 500, 64
 TURBO, FEW = "shapes-turbo", (1, 2, 4)
 """The sibling, and the numbers of steps that it is measured at beside the bundled model."""
@@ -39,6 +42,7 @@ SHEET, COLUMNS, CELL, LINE = 24, 6, 192, 11
 Item = TypeVar("Item")
 Pair = tuple[str, str]
 Seen = list[tuple[Task, Detection]]
+Detecting = Callable[[Iterable[Image.Image]], Iterable[Detection]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +66,15 @@ def main(arguments: list[str] | None = None) -> None:
     settings |= {key: value for key in SETTINGS if (value := getattr(options, key)) is not None}
     tasks = make_tasks(QUICK if options.quick else options.n, Random(options.seed))
     prompts = [task.prompt for task in tasks]
-    seen, pictures = _seen(tasks, generated(pipeline, prompts, settings))
-    possible, _ = _seen(tasks, rebuilt(pipeline, tasks, Random(options.seed)))
-    rows, ceilings = rows_of(seen), rows_of(possible, suffix=" ceiling")
-    print(table(rows, ceilings))
-    for steps in FEW if options.model == "shapes" and _has_sibling() else ():
-        few = few_steps(tasks, steps)
-        print(f"\n{TURBO}, {steps} steps\n{table(few, ceilings)}")
-        rows += [replace(row, metric=f"{row.metric}, turbo {steps} steps") for row in few]
+    with detecting(options.jobs) as detected:
+        seen, pictures = _seen(tasks, generated(pipeline, prompts, settings), detected)
+        possible, _ = _seen(tasks, rebuilt(pipeline, tasks, Random(options.seed)), detected)
+        rows, ceilings = rows_of(seen), rows_of(possible, suffix=" ceiling")
+        print(table(rows, ceilings))
+        for steps in FEW if options.model == "shapes" and _has_sibling() else ():
+            few = few_steps(tasks, steps, detected)
+            print(f"\n{TURBO}, {steps} steps\n{table(few, ceilings)}")
+            rows += [replace(row, metric=f"{row.metric}, turbo {steps} steps") for row in few]
     options.output.write_text(json.dumps([asdict(row) for row in rows + ceilings], indent=1) + "\n")
     if options.sheet:
         sheet(seen, pictures).save(options.sheet)
@@ -85,6 +90,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--guidance", type=float, dest="guidance_scale", help="default: the model's own"
     )
     parser.add_argument("--scheduler", metavar="NAME", help="default: the model's own")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that look at pictures")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} prompts a row")
     parser.add_argument("-o", "--output", type=Path, default="benchmarks/results/shapes.json")
     parser.add_argument("--sheet", type=Path, help=f"also draw {SHEET} results into this file")
@@ -107,11 +113,23 @@ def _has_sibling() -> bool:
     return TURBO in BUNDLED
 
 
-def few_steps(tasks: list[Task], steps: int) -> list[Row]:
+def few_steps(tasks: list[Task], steps: int, detected: Detecting) -> list[Row]:
     """The sibling's shares of the same prompts from the same noise."""
     pipeline, settings = open_model(TURBO)
     prompts = [task.prompt for task in tasks]
-    return rows_of(_seen(tasks, generated(pipeline, prompts, settings | {"steps": steps}))[0])
+    images = generated(pipeline, prompts, settings | {"steps": steps})
+    return rows_of(_seen(tasks, images, detected)[0])
+
+
+@contextmanager
+def detecting(jobs: int) -> Iterator[Detecting]:
+    """The detector over pictures as they come, in so many processes beside this one, or in this one."""
+    if jobs <= 1:
+        yield lambda images: map(detect, images)
+        return
+    # Not forked, since this process may hold a GPU.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield lambda images: pool.map(detect, images)
 
 
 def generated(pipeline: Any, prompts: list[str], settings: dict[str, Any]) -> Iterator[Image.Image]:
@@ -119,7 +137,7 @@ def generated(pipeline: Any, prompts: list[str], settings: dict[str, Any]) -> It
     import torch
 
     with tqdm(total=len(prompts), desc="generating", unit="image") as progress:
-        for batch in _batches(enumerate(prompts)):
+        for batch in _batches(enumerate(prompts), pipeline.device):
             yield from pipeline(
                 [prompt for _, prompt in batch],
                 num_inference_steps=settings["steps"],
@@ -129,9 +147,9 @@ def generated(pipeline: Any, prompts: list[str], settings: dict[str, Any]) -> It
             progress.update(len(batch))
 
 
-def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+def _batches(items: Iterable[Item], device: Any) -> Iterator[list[Item]]:
     rest = iter(items)
-    while batch := list(islice(rest, BATCH)):
+    while batch := list(islice(rest, BATCH.get(device.type, BATCH["cpu"]))):
         yield batch
 
 
@@ -141,7 +159,7 @@ def rebuilt(pipeline: Any, tasks: list[Task], random: Random) -> Iterator[Image.
 
     vae, size = pipeline.vae, pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     with torch.no_grad(), tqdm(total=len(tasks), desc="ceiling", unit="image") as progress:
-        for batch in _batches(tasks):
+        for batch in _batches(tasks, vae.device):
             scenes = [render(drawn(task, random), size, random) for task in batch]
             pixels = pipeline.image_processor.preprocess(scenes).to(vae.device, vae.dtype)
             decoded = vae.decode(vae.encode(pixels).latent_dist.mean).sample
@@ -149,15 +167,20 @@ def rebuilt(pipeline: Any, tasks: list[Task], random: Random) -> Iterator[Image.
             progress.update(len(batch))
 
 
-def _seen(tasks: list[Task], images: Iterator[Image.Image]) -> tuple[Seen, dict[int, Image.Image]]:
+def _seen(
+    tasks: list[Task], images: Iterator[Image.Image], detected: Detecting
+) -> tuple[Seen, dict[int, Image.Image]]:
     """What each picture shows, and the few pictures, of all kinds of task, that go on the sheet."""
     kept = set(np.linspace(0, len(tasks) - 1, SHEET).astype(int).tolist())
-    seen, pictures = [], {}
-    for index, (task, image) in enumerate(zip(tasks, images, strict=True)):
-        seen.append((task, detect(image)))
-        if index in kept:
-            pictures[index] = image
-    return seen, pictures
+    pictures = {}
+
+    def watched() -> Iterator[Image.Image]:
+        for index, image in enumerate(images):
+            if index in kept:
+                pictures[index] = image
+            yield image
+
+    return list(zip(tasks, detected(watched()), strict=True)), pictures
 
 
 def rows_of(seen: Seen, *, suffix: str = "") -> list[Row]:

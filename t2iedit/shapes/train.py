@@ -72,16 +72,11 @@ GPU = Preset(
     vae=Schedule(steps=12_000, batch_size=64, learning_rate=2e-3),
     text=Schedule(steps=4000, batch_size=512, learning_rate=1e-3),
     denoiser=Schedule(
-        steps=40_000,
-        batch_size=256,
-        learning_rate=1e-3,
-        hold=0.6,
-        ema_decay=0.9995,
-        save_every=1000,
+        steps=8000, batch_size=512, learning_rate=1.5e-3, hold=0.4, ema_decay=0.999, save_every=500
     ),
-    turbo=Schedule(steps=3000, batch_size=128, learning_rate=1e-4, warmup=100),
+    turbo=Schedule(steps=1200, batch_size=256, learning_rate=1e-4, warmup=100),
     decoder=Schedule(steps=4000, batch_size=64, learning_rate=8e-4),
-    scenes=400_000,
+    scenes=150_000,
 )
 SMOKE = Preset(
     vae=Schedule(steps=3, batch_size=2, learning_rate=1e-3, save_every=2, log_every=1),
@@ -110,6 +105,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--denoiser-steps", type=int, help="instead of the preset's")
     parser.add_argument("--denoiser-rate", type=float, help="instead of the preset's learning rate")
+    parser.add_argument("--turbo-steps", type=int, help="of the few-step LoRA")
+    parser.add_argument("--turbo-rate", type=float, help="its learning rate")
     parser.add_argument(
         "--start",
         type=Path,
@@ -119,15 +116,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes")
     args = parser.parse_args(argv)
     preset = PRESETS[args.preset]
-    given = {"steps": args.denoiser_steps, "learning_rate": args.denoiser_rate}
-    changes = {name: value for name, value in given.items() if value is not None}
-    preset = replace(preset, denoiser=replace(preset.denoiser, **changes))
-    if args.autoencoder_steps is not None:
-        preset = replace(preset, vae=replace(preset.vae, steps=args.autoencoder_steps))
+    preset = replace(
+        preset,
+        vae=_changed(preset.vae, args.autoencoder_steps),
+        denoiser=_changed(preset.denoiser, args.denoiser_steps, args.denoiser_rate),
+        turbo=_changed(preset.turbo, args.turbo_steps, args.turbo_rate),
+    )
     keep_vae = args.autoencoder_steps is None
     train_all(
         preset, args.output, start=args.start, keep_vae=keep_vae, seed=args.seed, workers=args.workers
     )  # fmt: skip
+
+
+def _changed(schedule: Schedule, steps: int | None, rate: float | None = None) -> Schedule:
+    return replace(
+        schedule,
+        steps=schedule.steps if steps is None else steps,
+        learning_rate=schedule.learning_rate if rate is None else rate,
+    )
 
 
 def train_all(
@@ -141,11 +147,14 @@ def train_all(
 ) -> Path:
     """Every stage that is not done yet, in order; the folder of the finished model.
 
-    From a finished model in `start`, only the stages from the denoiser on, before them the autoencoder's unless it is kept.
+    From a finished model in `start`, only the denoiser and its few-step LoRA, before them the autoencoder unless it is kept.
     """
     if start is not None:
-        for part in ("tokenizer", "text_encoder", *(["vae"] if keep_vae else [])):
-            shutil.copytree(start / part, output / "model" / part, dirs_exist_ok=True)
+        kept = {"tokenizer": "tokenizer", "text_encoder": "text_encoder"}
+        if keep_vae:
+            kept |= {"vae": "vae", "sharpened_vae": "vae"}
+        for part, source in kept.items():
+            shutil.copytree(start / source, output / "model" / part, dirs_exist_ok=True)
     return _Training(preset, output, start, seed, workers).finished()
 
 
@@ -260,7 +269,7 @@ class _Training:
     def _told(self) -> tuple[CLIPTextModel, CLIPTokenizer, list[Path]]:
         """What a denoiser learns from."""
         scenes, folder = self.preset.scenes, self.work / "latents"
-        bank = bank_latents(self.accelerator, self.vae, scenes, folder)
+        bank = bank_latents(self.accelerator, self.vae, scenes, folder, self.workers)
         return self.text_encoder, self.tokenizer, bank
 
     def _stage(self, name: str, kind: Any, make: Callable[[], Any]) -> Any:

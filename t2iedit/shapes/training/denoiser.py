@@ -5,6 +5,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import (
@@ -16,6 +17,7 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from t2iedit.shapes.training.loop import Batch, Losses, Schedule, train
@@ -68,33 +70,48 @@ def new_unet(
     )
 
 
-@torch.no_grad()
 def bank_latents(
-    accelerator: Accelerator, vae: AutoencoderKL, count: int, folder: Path
+    accelerator: Accelerator, vae: AutoencoderKL, count: int, folder: Path, workers: int = 0
 ) -> list[Path]:
     """Encode scenes `FIRST`, `FIRST + 1` ... once, in parts, so that a killed run goes on at the next part."""
     folder.mkdir(parents=True, exist_ok=True)
     vae.to(accelerator.device)  # type: ignore[arg-type]
     paths = [folder / f"{number:05d}.safetensors" for number in range(max(1, count // PART))]
-    for number, path in enumerate(paths):
-        if not path.exists():
-            first = FIRST + number * PART
-            latents = [
-                _encode(accelerator, vae, range(index, index + 50))
-                for index in range(first, first + min(PART, count), 50)
-            ]
-            unfinished = path.with_suffix(".tmp")
-            save_file({"latents": torch.cat(latents).contiguous()}, unfinished)
-            unfinished.replace(path)
+    missing = [number for number, path in enumerate(paths) if not path.exists()]
+    drawn = _Parts(missing, min(PART, count), vae.config["sample_size"])
+    for number, pictures in zip(
+        missing, DataLoader(drawn, batch_size=None, num_workers=workers), strict=True
+    ):
+        unfinished = paths[number].with_suffix(".tmp")
+        save_file({"latents": _encode(accelerator, vae, pictures)}, unfinished)
+        unfinished.replace(paths[number])
     return paths
 
 
-def _encode(accelerator: Accelerator, vae: AutoencoderKL, indices: range) -> Tensor:
-    size = vae.config["sample_size"]
-    images = to_tensor([picture(index, size) for index in indices]).to(accelerator.device)
-    with accelerator.autocast():
-        latents = vae.encode(images).latent_dist.mean.float()
-    return (latents * vae.config["scaling_factor"]).half().cpu()
+class _Parts(Dataset):
+    """Scenes as painted, by parts: uint8 (pictures, size, size, 3)."""
+
+    def __init__(self, numbers: list[int], pictures: int, size: int) -> None:
+        self.numbers, self.pictures, self.size = numbers, pictures, size
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Tensor:
+        first = FIRST + self.numbers[index] * PART
+        drawn = [picture(first + k, self.size) for k in range(self.pictures)]
+        return torch.from_numpy(np.stack(drawn))
+
+
+@torch.no_grad()
+def _encode(accelerator: Accelerator, vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    latents = []
+    for few in pictures.split(50):
+        images = to_tensor(list(few.numpy())).to(accelerator.device)
+        with accelerator.autocast():
+            posterior = vae.encode(images).latent_dist
+        latents.append((posterior.mean.float() * vae.config["scaling_factor"]).half().cpu())
+    return torch.cat(latents).contiguous()
 
 
 def train_denoiser(

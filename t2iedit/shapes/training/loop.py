@@ -120,7 +120,11 @@ def _average(module: nn.Module, schedule: Schedule) -> EMAModel | None:
     if schedule.ema_decay is None:
         return None
     return EMAModel(
-        list(module.parameters()), decay=schedule.ema_decay, use_ema_warmup=True, power=0.75
+        list(module.parameters()),
+        decay=schedule.ema_decay,
+        use_ema_warmup=True,
+        power=0.75,
+        foreach=True,
     )
 
 
@@ -164,18 +168,19 @@ class _Log:
 
     def __init__(self, path: Path, schedule: Schedule) -> None:
         self.path, self.schedule = path, schedule
-        self.sums: dict[str, float] = {}
+        self.sums: dict[str, Tensor] = {}
         self.count, self.since = 0, time.monotonic()
 
     def add(self, step: int, terms: Losses) -> None:
         for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+            # Left on its device, since to read it there would make every step wait.
+            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
         self.count += 1
         if step % self.schedule.log_every and step != self.schedule.steps:
             return
         now = time.monotonic()
         row: dict[str, float] = {"step": step, "images": step * self.schedule.batch_size}
-        row |= {name: round(total / self.count, 5) for name, total in self.sums.items()}
+        row |= {name: round(float(total) / self.count, 5) for name, total in self.sums.items()}
         row["images_per_second"] = round(
             self.count * self.schedule.batch_size / (now - self.since), 1
         )
