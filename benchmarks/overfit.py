@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.training_utils import cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -99,6 +100,8 @@ def adapted(model: t2iedit.Model, training: Training) -> dict[str, nn.Module]:
                 target_modules=list(targets[name]),
             )
             part.add_adapter(config, adapter_name=ADAPTER)
+    # In half precision small updates would be lost.
+    cast_training_params(list(parts.values()), dtype=torch.float32)
     return parts
 
 
