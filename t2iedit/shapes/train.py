@@ -74,7 +74,7 @@ GPU = Preset(
     denoiser=Schedule(
         steps=8000, batch_size=512, learning_rate=1.5e-3, hold=0.4, ema_decay=0.999, save_every=500
     ),
-    turbo=Schedule(steps=1200, batch_size=256, learning_rate=1e-4, warmup=100),
+    turbo=Schedule(steps=500, batch_size=96, learning_rate=1e-4, warmup=50),
     decoder=Schedule(steps=4000, batch_size=64, learning_rate=8e-4),
     scenes=150_000,
 )

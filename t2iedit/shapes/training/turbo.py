@@ -23,14 +23,16 @@ from t2iedit.shapes.training.scenes_by_step import caption_of, rng
 
 GUIDANCE = 4.0
 """The teacher's guidance, which the sibling has learned and needs no more."""
-SOLVER_STEPS = 50
-"""The teacher's steps; LCMScheduler picks its few among the same ones."""
+SOLVER_STEPS = 20
+"""The teacher's steps. More of them, each bootstrapped from the next, carry errors further."""
 RANK = 20
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "conv")
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
 """As LCMScheduler has them."""
 HUBER = 0.001
+AVERAGE = 0.95
+"""How slowly the average of the student follows it, whose answers are the target: its own would run away with it."""
 SETTINGS = {"steps": 4, "guidance_scale": 1.0}
 
 
@@ -52,11 +54,17 @@ def train_turbo(
     student = unet.requires_grad_(False)
     targets = [*LAYERS, *CONVOLUTIONS]
     student.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets))
+    average = copy.deepcopy(student).eval().requires_grad_(False).to(accelerator.device)
+    pairs = zip(average.parameters(), student.parameters(), strict=True)
+    following, moving = zip(*((a, p) for a, p in pairs if p.requires_grad), strict=True)
     if accelerator.device.type == "cpu":
         # The fused kernel's backward pass is several times slower there.
         teacher.set_attn_processor(AttnProcessor())
+        average.set_attn_processor(AttnProcessor())
         student.set_attn_processor(AttnProcessor())
     empty = _ids(tokenizer, [""])
+    # Checkpoints do not hold the average, so it begins where the student stands.
+    kept = [0.0]
 
     def make_batch(step: int) -> Batch:
         random = rng("turbo", step)
@@ -74,7 +82,10 @@ def train_turbo(
         with torch.no_grad():
             rows = text(batch["ids"]).last_hidden_state
             blank = text(empty.to(rows.device)).last_hidden_state.expand_as(rows)
-        return {"consistency": consistency_loss(module, teacher, scheduler, batch, rows, blank)}
+            torch._foreach_lerp_(list(following), list(moving), 1 - kept[0])
+            kept[0] = AVERAGE
+        loss = consistency_loss(module, average, teacher, scheduler, batch, rows, blank)
+        return {"consistency": loss}
 
     train(accelerator, student, make_batch, losses, schedule, folder, workers=workers)
     return student
@@ -82,13 +93,14 @@ def train_turbo(
 
 def consistency_loss(
     student: nn.Module,
+    average: nn.Module,
     teacher: nn.Module,
     scheduler: DDIMScheduler,
     batch: Batch,
     rows: Tensor,
     blank: Tensor,
 ) -> Tensor:
-    """Pseudo-Huber distance between the student's answers at two neighbouring steps of the guided teacher's path."""
+    """Pseudo-Huber distance of the student's answer to its average's one step further on the guided teacher's path."""
     stride = scheduler.config["num_train_timesteps"] // SOLVER_STEPS
     late = batch["stages"] * stride + stride - 1
     early = (late - stride).clamp(min=0)
@@ -98,7 +110,7 @@ def consistency_loss(
         guided = guided_velocity(teacher, noisy, late, rows, blank)
         clean, noise = from_velocity(scheduler, noisy, guided, late)
         alpha, sigma = levels(scheduler, early)
-        target = consistent(student, scheduler, alpha * clean + sigma * noise, early, rows)
+        target = consistent(average, scheduler, alpha * clean + sigma * noise, early, rows)
         # The first step of the path ends in the picture itself.
         target = torch.where((batch["stages"] == 0)[:, None, None, None], clean, target)
     return ((answer - target).square() + HUBER**2).sqrt().mean() - HUBER
