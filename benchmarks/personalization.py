@@ -1,6 +1,6 @@
 """CoRe against plain textual inversion, on concepts that the bundled model has never seen.
 
-    python benchmarks/personalization.py [-m MODEL] [--quick] [--minutes N] [--clip MODEL] [-o FILE.json]
+    python benchmarks/personalization.py [-m MODEL] [--choice FILE] [--quick] [--minutes N] [--clip MODEL] [-o FILE.json]
 
 New shapes and new textures, five pictures of one colour on white each, are learned by every variant with the same steps,
 batches and noise: the vectors, then a LoRA on the denoiser, as the paper has its two stages. Prompts then ask for them in
@@ -16,27 +16,40 @@ other colours, on other backgrounds and beside other objects.
 Around the variants stand a floor, the category's word in the concept's place, and a ceiling, the scenes asked for drawn and
 passed through the autoencoder. Differences from plain inversion are paired, prompt by prompt and seed by seed, and their
 95 % intervals are bootstrapped over concepts. Settings are the preset "shapes" of `t2iedit core learn`, tuned on other
-concepts (personalization_tuning.py).
+concepts (personalization_tuning.py), or what that tuning has just chosen, given as --choice.
 
-Every variant of a concept is a piece of its own under --work; a run that was stopped goes on with the pieces that are missing.
+Every variant of a concept is a piece of its own under --work, made by --workers processes. A run that was stopped goes on
+with the pieces that are missing, and where time ran out the rows are of the concepts that have all of them, as n says.
 """
 
 import argparse
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from personalization_choice import read_choice
 from personalization_clip import STEPS as CLIP_STEPS
 from personalization_clip import Clip, of_the_world, pretrained
 from personalization_concepts import REPORTED, TUNING, Unknown, pictures_of, teach_renderer
 from personalization_cost import PLAIN, cost_rows
-from personalization_pieces import CEILING, FITTED, FLOOR, STAGES, Job, Piece, Place, pieces_of
+from personalization_pieces import (
+    CEILING,
+    FITTED,
+    FLOOR,
+    STAGES,
+    Job,
+    Piece,
+    Place,
+    begun,
+    finished,
+    pool_of,
+)
 
 import t2iedit
 from t2iedit.cli.terminal import silence_libraries
@@ -60,15 +73,23 @@ def main() -> None:
     teach_renderer()
     model = t2iedit.open_model(options.model, device=options.device, dtype="float32")
     concepts = REPORTED[:: len(REPORTED) - 1] if options.quick else REPORTED
-    jobs = jobs_of(concepts, options)
-    print(f'every row: preset "shapes", tuned on {", ".join(u.name for u in TUNING)}')
+    choice = read_choice(options.choice)
+    jobs = jobs_of(concepts, choice.settings, options)
+    own = f" with {choice.settings}" if choice.settings else ""
+    print(f'every row: preset "shapes"{own}, tuned on {", ".join(u.name for u in TUNING)}')
     print_rows(rows := cost_rows(model, REPORTED[0], 3 if options.quick else 20))
-    pieces = pieces_of(jobs, place_of(options), options.workers)
-    if len(pieces) < len(jobs):
-        print(f"{len(pieces)} of {len(jobs)} pieces are done; the same command goes on")
+    with pool_of(options.workers) as pool:
+        waiting = begun(pool, jobs, place_of(options))
+        # The picture tower is trained while the others learn.
+        clip = clip_of(model, options)
+        made = finished(waiting)
+    concepts, pieces = complete(concepts, made, jobs)
+    if len(made) < len(jobs):
+        told = f"{len(made)} of {len(jobs)} pieces are done, all of {len(concepts)} concepts"
+        print(f"{told}; the same command goes on")
+    if not pieces:
         return
     found = by_way(pieces)
-    clip = clip_of(model, options)
     print_rows(more := [*rows_of(found, clip), *differences(found)])
     stem = options.output or RESULTS / f"personalization{'-quick' if options.quick else ''}.json"
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +109,7 @@ def _options() -> argparse.Namespace:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", default="shapes")
     parser.add_argument("--seeds", type=int, default=3, help="pictures a prompt")
+    parser.add_argument("--choice", type=Path, help="what personalization_tuning.py has chosen")
     parser.add_argument("--quick", action="store_true", help="two concepts, few steps, one seed")
     parser.add_argument(
         "--minutes", type=float, default=math.inf, help="begin no further piece after so many"
@@ -98,11 +120,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, help="JSON; a picture lies beside it")
 
 
-def jobs_of(concepts: Sequence[Unknown], options: argparse.Namespace) -> list[Job]:
-    """Floor and ceiling of each concept, and each variant's learning."""
+def jobs_of(
+    concepts: Sequence[Unknown], chosen: dict[str, Any], options: argparse.Namespace
+) -> list[Job]:
+    """Floor and ceiling of each concept, and each variant's learning, concept by concept."""
     short = {"steps": 8, "rescale": (3, 5), "finetune_steps": 8} if options.quick else {}
     common = Job(FLOOR, concepts[0], {}, 1 if options.quick else options.seeds, options.quick)
-    learned = {name: short | own for name, own in VARIANTS.items()}
+    learned = {name: chosen | short | own for name, own in VARIANTS.items()}
     ways = {FLOOR: {}, CEILING: {}} | learned
     return [
         replace(common, name=name, unknown=unknown, own=own)
@@ -114,6 +138,17 @@ def jobs_of(concepts: Sequence[Unknown], options: argparse.Namespace) -> list[Jo
 def place_of(options: argparse.Namespace) -> Place:
     until = time.time() + 60 * options.minutes
     return Place(options.work, options.model, options.device, until)
+
+
+def complete(
+    concepts: Sequence[Unknown], pieces: Sequence[Piece], jobs: Sequence[Job]
+) -> tuple[list[Unknown], list[Piece]]:
+    """The concepts that have all their pieces, and these: every row is then of the same concepts."""
+    done, wanted = (
+        Counter(job.unknown for job in some) for some in ([p.job for p in pieces], jobs)
+    )
+    whole = [unknown for unknown in concepts if done[unknown] == wanted[unknown]]
+    return whole, [piece for piece in pieces if piece.job.unknown in whole]
 
 
 Found = dict[tuple[str, str], list[Piece]]
@@ -188,7 +223,6 @@ def mean_row(name: str, metric: str, values: Sequence[float]) -> Row:
 def clip_of(model: Any, options: argparse.Namespace) -> Clip:
     if options.clip:
         return pretrained(options.clip)
-    torch.set_num_threads(options.workers)
     return of_the_world(model, options.work, 20 if options.quick else CLIP_STEPS)
 
 

@@ -62,6 +62,7 @@ def of_the_world(model: Any, folder: Path, steps: int = STEPS) -> Clip:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         contrast = Contrast(encoder.transformer, config.hidden_size, config.num_hidden_layers)
+    contrast.to(model.device)
     path = folder / f"clip-{model.fingerprint}-{steps}.safetensors"
     if path.exists():
         contrast.load_state_dict(load_file(path), strict=False)
@@ -75,15 +76,15 @@ def of_the_world(model: Any, folder: Path, steps: int = STEPS) -> Clip:
     @torch.no_grad()
     def looks(images: Sequence[Image.Image]) -> Tensor:
         small = [np.asarray(i.convert("RGB").resize((PICTURE, PICTURE))) for i in images]
-        pooled = contrast.vision(pixel_values=to_tensor(small)).pooler_output
-        return normalize(contrast.visual_projection(pooled), dim=-1)
+        pooled = contrast.vision(pixel_values=to_tensor(small).to(model.device)).pooler_output
+        return normalize(contrast.visual_projection(pooled), dim=-1).cpu()
 
     @torch.no_grad()
     def words(texts: Sequence[str]) -> Tensor:
         tokens = [encoder.tokenize(text) for text in texts]
         ends = [len(read.words) + 1 for read in tokens]
         rows = [e.hidden[end] for e, end in zip(encoder.encode_batch(tokens), ends, strict=True)]
-        return normalize(contrast.text_projection(torch.stack(rows)), dim=-1)
+        return normalize(contrast.text_projection(torch.stack(rows)), dim=-1).cpu()
 
     return Clip(looks, words, _accuracy(contrast, encoder.tokenizer))
 
@@ -92,11 +93,13 @@ def _train(contrast: Contrast, tokenizer: Any, steps: int) -> None:
     """Everything but the text tower, which stays as the model has it."""
     own = [p for n, p in contrast.named_parameters() if not n.startswith("text.")]
     optimizer = torch.optim.AdamW(own, lr=RATE)
+    device = own[0].device
+    quick = device.type == "cuda" or computes_in_bfloat16()
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
     with torch.enable_grad():
         for step in tqdm(range(steps), desc="picture tower", unit="step"):
-            batch = contrast_batch(tokenizer, step, BATCH)
-            with torch.autocast("cpu", torch.bfloat16, enabled=computes_in_bfloat16()):
+            batch = _batch(tokenizer, step, device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=quick):
                 loss = contrast_losses(contrast, batch, step)["contrast"]
             optimizer.zero_grad()
             loss.backward()
@@ -106,7 +109,11 @@ def _train(contrast: Contrast, tokenizer: Any, steps: int) -> None:
 
 @torch.no_grad()
 def _accuracy(contrast: Contrast, tokenizer: Any) -> float:
-    batch = contrast_batch(tokenizer, HELD_OUT, BATCH)
+    batch = _batch(tokenizer, HELD_OUT, contrast.log_scale.device)
     similarity, _ = contrast(batch["ids"], batch["ends"], batch["images"])
     found = batch["ids"][similarity.argmax(dim=0)]
     return float((found == batch["ids"]).all(dim=-1).float().mean())
+
+
+def _batch(tokenizer: Any, step: int, device: torch.device) -> dict[str, Tensor]:
+    return {k: v.to(device) for k, v in contrast_batch(tokenizer, step, BATCH).items()}

@@ -1,9 +1,10 @@
-"""Peak memory of a step of CoRe's first stage, on a Stable Diffusion architecture with random weights.
+"""Peak memory and time of a step of CoRe's first stage, on a Stable Diffusion architecture with random weights.
 
     python benchmarks/personalization_memory.py [--quick] [--precision bf16] [-o FILE.json]
 
-On a GPU: SD 2.1's size, batch 6, 512 px, with and without gradient checkpointing, beside plain inversion. On a CPU, or
-with --quick: a small size, and the process's resident memory.
+On a GPU: SD 2.1's size, batch 6, 512 px, with and without gradient checkpointing, beside plain inversion; "peak" is of the
+tensors, "held" of what is taken from the GPU for them, to which its driver adds about half a GiB. On a CPU, or with
+--quick: a small size, and the process's resident memory.
 """
 
 # diffusers and transformers annotate less than they take.
@@ -12,8 +13,10 @@ with --quick: a small size, and the process's resident memory.
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +36,7 @@ from t2iedit.shapes.evaluate import Row
 from t2iedit.tiny import tiny_tokenizer
 
 RESULTS = Path(__file__).parent / "results"
+STEPS = 4
 PLAIN = {"embedding_weight": 0.0, "attention_weight": 0.0}
 CASES = {
     "plain inversion": (PLAIN, True),
@@ -55,6 +59,23 @@ def random_model(small: bool, device: str) -> Any:
         max_position_embeddings=77,
         hidden_act="gelu",
     )
+    # Random weights are drawn where they are used: on a CPU this takes longer than all the steps.
+    with torch.device(device):
+        unet, vae, encoder = _parts(small, scale, width, text)
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return t2iedit.open_model(pipeline, device=device)
+
+
+def _parts(small: bool, scale: int, width: int, text: CLIPTextConfig) -> tuple[Any, Any, Any]:
     unet = UNet2DConditionModel(
         sample_size=16 if small else 64,
         block_out_channels=tuple(c // scale for c in (320, 640, 1280, 1280)),
@@ -72,23 +93,12 @@ def random_model(small: bool, device: str) -> Any:
         latent_channels=4,
         sample_size=128 if small else 512,
     )
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1, clip_sample=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    return t2iedit.open_model(pipeline, device=device)
+    return unet, vae, CLIPTextModel(text)
 
 
-def peak(case: str, small: bool, device: str, precision: str) -> float:
-    """GiB at the highest point of three steps with their optimiser."""
+def measured(case: str, model: Any, small: bool, device: str, precision: str) -> dict[str, float]:
+    """GiB at the highest point of a few steps with their optimiser, and the median seconds of all but the first."""
     own, checkpointing = CASES[case]
-    model = random_model(small, device)
     size = 128 if small else 512
     settings = Settings(placeholder="<toy>", category="cat", **own)
     bank = encode_pictures(
@@ -101,17 +111,30 @@ def peak(case: str, small: bool, device: str, precision: str) -> float:
 
     if checkpointing:
         model.denoiser.enable_gradient_checkpointing()
+    else:
+        model.denoiser.disable_gradient_checkpointing()
     if device == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    seconds = []
     with torch.enable_grad():
         stage = EmbeddingStage(Setup(model, settings, bank, context, dtype or torch.float32))
-        for step in range(3):
+        for step in range(STEPS):
+            begin = time.perf_counter()
             stage.optimizer.zero_grad()
             stage.losses(step, 0)
             stage.optimizer.step()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - begin)
+    return _peaks(device) | {"seconds of a step": statistics.median(seconds[1:])}
+
+
+def _peaks(device: str) -> dict[str, float]:
     if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak, held = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        return {"peak GiB": peak / 2**30, "held GiB": held / 2**30}
+    return {"peak GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
 def main() -> None:
@@ -126,21 +149,29 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     small = options.quick or device == "cpu"
     if options.case:
-        print(peak(options.case, small, device, options.precision))
+        model = random_model(small, device)
+        print(json.dumps(measured(options.case, model, small, device, options.precision)))
         return
+    # A GPU's peak can be set back; of a CPU's, each case must have a process to itself.
+    model = random_model(small, device) if device == "cuda" else None
     rows = []
     where = f"{'small' if small else 'SD 2.1, 512 px, batch 6'}, {options.precision}, {device}"
     for case in CASES:
-        # A process each, so that none sees another's peak.
-        command = [sys.executable, __file__, "--case", case, "--precision", options.precision]
-        made = subprocess.run(
-            command + ["--quick"] * small, check=True, capture_output=True, text=True
-        )
-        value = float(made.stdout.split()[-1])
-        rows.append(Row(case, f"peak GiB ({where})", 1, value, value, value))
-        print(f"{case:30} {value:6.2f} GiB ({where})")
+        if model is None:
+            found = _in_own_process(case, options.precision)
+        else:
+            found = measured(case, model, small, device, options.precision)
+        for metric, value in found.items():
+            rows.append(Row(case, f"{metric} ({where})", 1, value, value, value))
+            print(f"{case:30} {value:6.2f} {metric} ({where})", flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+def _in_own_process(case: str, precision: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--case", case, "--precision", precision, "--quick"]
+    made = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(made.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

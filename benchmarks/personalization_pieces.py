@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 from personalization_concepts import Unknown, asked_of, drawn_as_asked, pictures_of, teach_renderer
+from personalization_painting import painted
 from personalization_referee import Seen, judge
 from PIL import Image
 from t2iedit_context import Core
 from t2iedit_context.learning import learn
+from t2iedit_context.loop import LearningFailed
 from t2iedit_context.settings import PRESETS, Settings
 from tqdm import tqdm
 
@@ -83,6 +85,9 @@ class Piece:
         ]
 
 
+Waiting = Future["Piece | None"]
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where pieces lie, and the model they are made with; none is begun after `until`, in seconds of `time.time`."""
@@ -94,19 +99,38 @@ class Place:
 
 
 def pieces_of(jobs: Sequence[Job], place: Place, workers: int) -> list[Piece]:
-    """The jobs' pieces in their order, as far as they could be made in time, by several processes of one thread each."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(do, job, place) for job in jobs]
-        for _ in tqdm(as_completed(waiting), total=len(jobs), unit="piece"):
-            pass
-    return [piece for future in waiting if (piece := future.result()) is not None]
+    """The jobs' pieces in their order, as far as they could be made in time."""
+    with pool_of(workers) as pool:
+        return finished(begun(pool, jobs, place))
+
+
+def pool_of(workers: int) -> ProcessPoolExecutor:
+    """Processes of one thread each; what a piece holds does not depend on how many there are."""
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+
+
+def begun(pool: ProcessPoolExecutor, jobs: Sequence[Job], place: Place) -> list[Waiting]:
+    return [pool.submit(do, job, place) for job in jobs]
+
+
+def finished(waiting: Sequence[Waiting]) -> list[Piece]:
+    """Those that were made; a learning that failed is told of and left out."""
+    for _ in tqdm(as_completed(waiting), total=len(waiting), unit="piece"):
+        pass
+    pieces = []
+    for future in waiting:
+        try:
+            pieces.append(future.result())
+        except LearningFailed as error:
+            print(f"not learned: {error}")
+    return [piece for piece in pieces if piece is not None]
 
 
 def do(job: Job, place: Place) -> Piece | None:
     """The piece from its folder if it is there, else made if there is time."""
     model = _opened(place.model, place.device)
     name = f"{job.unknown.name}-{job.name}-{_digest(job, model)}"
-    folder = place.work / name.replace(" ", "-")
+    folder = place.work / name.replace(" ", "-").replace(",", "")
     record = folder / "seen.json"
     if not record.exists() and time.time() > place.until:
         return None
@@ -154,10 +178,11 @@ def _learned(job: Job, model: Any, folder: Path) -> Any:
     pictures = pictures_of(job.unknown, min(model.defaults.size))
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "concept.safetensors"
-        learned = learn(model, pictures, job.settings, path)
+        # A piece that was stopped begins anew, so nothing is kept of it on the way.
+        learned = learn(model, pictures, job.settings, path, save_every=10**9)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text(json.dumps(learned.report, indent=1) + "\n")
-        fitted = {FITTED: {"optimise": FITTING}} if job.name == FULL else {}
+        fitted = {FITTED: fitting(job.settings)} if job.name == FULL else {}
         for stage, loras in zip(STAGES, ([], [str(learned.unet)]), strict=True):
             for name, own in ({job.name: {}} | fitted).items():
                 core = Core(concept=[str(path)], **own)
@@ -165,16 +190,20 @@ def _learned(job: Job, model: Any, folder: Path) -> Any:
                 yield (name, stage), _painted(job, model, words, edits=[core], loras=loras)
 
 
+def fitting(settings: Settings) -> dict[str, Any]:
+    """Test-time optimisation by the same two terms as in the learning, at a tenth of its rate, as in the paper."""
+    return {
+        "optimise": FITTING,
+        "learning_rate": settings.learning_rate / 10,
+        "embedding_weight": settings.embedding_weight,
+        "attention_weight": settings.attention_weight,
+    }
+
+
 def _painted(job: Job, model: Any, words: str, **how: Any) -> list[Image.Image]:
     """Every prompt with every seed."""
-    return [
-        image
-        for asked in job.asked
-        for image in t2iedit.generate(
-            model,
-            t2iedit.Request(asked.template.replace("{}", words), seeds=range(job.seeds), **how),
-        ).images
-    ]
+    prompts = [asked.template.replace("{}", words) for asked in job.asked]
+    return painted(model, prompts, job.seeds, **how)
 
 
 @torch.no_grad()

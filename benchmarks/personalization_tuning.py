@@ -1,63 +1,104 @@
 """Which settings of CoRe suit the bundled model, on concepts that no result is reported on.
 
-    python benchmarks/personalization_tuning.py [rates|weights|denoiser] [--quick] [--minutes N]
+    python benchmarks/personalization_tuning.py [rates|weights|all] [--choice FILE] [--quick] [--minutes N]
 
-Each point changes one thing of the preset "shapes" of `t2iedit core learn`. "rates" are of plain inversion: what it takes to
-learn at all. "weights" are lambda_emb and lambda_attn, one at a time and together: what keeps prompts followed, and what that
-costs in identity. "denoiser" is the second stage. The table is to be read by a person; what was chosen stands in the preset.
+"rates" are of plain inversion, of its vectors and of the LoRA of its second stage: what it takes to learn at all, found
+with the baseline, so that no rate favours CoRe. "weights", at the rates chosen, are lambda_emb and lambda_attn, the paper's
+and multiples of what makes the terms' gradients felt; plain inversion at the same rates stands in the table before. Each takes its best point by the rule of personalization_choice.py, and the choice is kept in
+`results/personalization-choice.json`, which personalization.py takes as --choice; a person copies it into the preset.
+
+What is not tuned stands in the preset "shapes" of `t2iedit core learn`. With --minutes the points that were not made in time
+are no candidates; the same command makes them.
 """
 
 import argparse
 import json
-from dataclasses import asdict
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from personalization import RESULTS, add_arguments, mean_row, place_of, print_rows
-from personalization_concepts import TUNING
+from personalization_choice import Choice, read_choice, scores_of
+from personalization_concepts import TUNING, Unknown
 from personalization_cost import PLAIN, STEPS
 from personalization_pieces import STAGES, Job, Piece, pieces_of
 
 from t2iedit.shapes.evaluate import Row
 
 OFF = STEPS[PLAIN]
-POINTS: dict[str, dict[str, dict[str, Any]]] = {
-    "rates": {f"plain, rate {rate:g}": OFF | {"learning_rate": rate} for rate in (5e-4, 2e-3, 5e-3, 2e-2)},
-    "weights": {PLAIN: OFF}
-    | {f"CER {w:g}": {"embedding_weight": w, "attention_weight": 0.0} for w in (1.5e-4, 0.03, 0.1, 0.3)}
-    | {f"CAR {w:g}": {"embedding_weight": 0.0, "attention_weight": w} for w in (0.05, 5.0, 20.0, 80.0)}
-    | {f"CER {e:g}, CAR {a:g}": {"embedding_weight": e, "attention_weight": a} for e, a in ((0.1, 20.0), (1.0, 200.0))},
-    "denoiser": {f"LoRA, rate {rate:g}": OFF | {"finetune_learning_rate": rate} for rate in (3e-4, 1e-3, 2e-3)},
-}  # fmt: skip
+Points = dict[str, dict[str, Any]]
+POINTS: dict[str, Points] = {
+    "rates": {
+        f"rate {rate:g}, LoRA {lora:g}": {"learning_rate": rate, "finetune_learning_rate": lora}
+        for rate in (5e-3, 1e-3, 2e-2)
+        for lora in (1e-3, 4e-3)
+    },
+    "weights": {
+        f"CER {e:g}, CAR {a:g}": {"embedding_weight": e, "attention_weight": a}
+        for e, a in ((1.5e-4, 0.05), (0.1, 20.0), (0.01, 2.0), (0.3, 60.0), (1.0, 200.0))
+    },
+}
+"""The paper's values first, where it has any."""
 METRICS = ("identity", "identified", "followed", "right")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("what", choices=tuple(POINTS), nargs="?", default="weights")
-    add_arguments(parser)
-    options = parser.parse_args()
-    points = POINTS[options.what]
+    options = _options()
     concepts = TUNING[:2] if options.quick else TUNING
-    short = {"steps": 8, "finetune_steps": 8} if options.quick else {}
-    jobs = [
-        Job(name, unknown, short | own, 1 if options.quick else options.seeds, options.quick)
-        for name, own in points.items()
+    choice, place = read_choice(options.choice), place_of(options)
+    rows: list[Row] = []
+    whats = list(POINTS) if options.what == "all" else [options.what]
+    for number, what in enumerate(whats):
+        # The time is shared, or the first table might take all of it.
+        share = (place.until - time.time()) / (len(whats) - number)
+        jobs = jobs_of(what, choice, concepts, options)
+        pieces = pieces_of(jobs, replace(place, until=time.time() + share), options.workers)
+        more = [row for n in POINTS[what] for s in STAGES for row in rows_of(pieces, n, s)]
+        print_rows(more)
+        rows += more
+        print(f"{what}: {len(pieces)} of {len(jobs)} pieces are done")
+        scores = scores_of(pieces, list(POINTS[what]), len(concepts))
+        if not scores:
+            print("no point has all concepts yet; the same command goes on")
+            return
+        choice = choice.with_best(what, POINTS[what], scores)
+        print(f"{what}: scores {scores}, so far chosen {choice.settings}")
+    _write(rows, choice, options)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("what", choices=(*POINTS, "all"), nargs="?", default="all")
+    add_arguments(parser)
+    return parser.parse_args()
+
+
+def jobs_of(
+    what: str, choice: Choice, concepts: Sequence[Unknown], options: argparse.Namespace
+) -> list[Job]:
+    """Each point on each concept, with what was chosen before; rates are of plain inversion."""
+    short = {"steps": 8, "rescale": (3, 5), "finetune_steps": 8} if options.quick else {}
+    base = choice.settings | (OFF if what == "rates" else {}) | short
+    seeds = 1 if options.quick else options.seeds
+    return [
+        Job(name, unknown, base | own, seeds, options.quick)
+        for name, own in POINTS[what].items()
         for unknown in concepts
     ]
-    pieces = pieces_of(jobs, place_of(options), options.workers)
-    rows = [row for name in points for stage in STAGES for row in rows_of(pieces, name, stage)]
-    print_rows(rows)
-    if len(pieces) < len(jobs):
-        print(f"{len(pieces)} of {len(jobs)} pieces are done; the same command goes on")
-        return
-    stem = f"personalization-{options.what}{'-quick' if options.quick else ''}"
-    path = options.output or RESULTS / f"{stem}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
-def rows_of(pieces: list[Piece], name: str, stage: str) -> list[Row]:
+def _write(rows: Sequence[Row], choice: Choice, options: argparse.Namespace) -> None:
+    """The choice, and beside it the tables that it was made from."""
+    end = "-quick" if options.quick else ""
+    path = options.output or RESULTS / f"personalization-choice{end}.json"
+    choice.save(path)
+    tables = path.with_name(f"personalization-{options.what}{end}.json")
+    tables.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+def rows_of(pieces: Sequence[Piece], name: str, stage: str) -> list[Row]:
     """A point's means over the tuning concepts."""
     own = [piece.seen[name, stage] for piece in pieces if piece.job.name == name]
     return [

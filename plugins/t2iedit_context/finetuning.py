@@ -79,15 +79,15 @@ class UNetStage:
             torch.manual_seed(self.settings.seed)
             self.unet.add_adapter(config, adapter_name=ADAPTER)
 
-    def losses(self, step: int, process: int) -> dict[str, float]:
-        total, count = 0.0, self.settings.accumulation
+    def losses(self, step: int, process: int) -> dict[str, Tensor]:
+        total, count = torch.zeros((), device=self.model.device), self.settings.accumulation
         for part in range(count):
             random = Random(f"{self.settings.seed} denoiser {step} {part} {process}")
             drawn = self.setup.bank.draw(self.settings.finetune_batch_size, self.schedule, random)
             with self.setup.precision():
                 loss = diffusion_loss(self.model, self.embeddings, moved(drawn, self.model.device))
             accumulate(loss / count, self.leaves, self.setup.dtype)
-            total += float(loss.detach()) / count
+            total += loss.detach() / count
         return {"diffusion": total}
 
     def finish(self, step: int) -> None:

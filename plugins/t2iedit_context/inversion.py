@@ -51,8 +51,8 @@ class EmbeddingStage:
         self.pairs: dict[str, Pair] = {}
         self.part = Part(settings.placeholder, settings.category, settings.vectors)
 
-    def losses(self, step: int, process: int) -> dict[str, float]:
-        totals: dict[str, float] = {}
+    def losses(self, step: int, process: int) -> dict[str, Tensor]:
+        totals: dict[str, Tensor] = {}
         share = 1 / self.settings.accumulation
         for part in range(self.settings.accumulation):
             random = Random(f"{self.settings.seed} embedding {step} {part} {process}")
@@ -62,7 +62,8 @@ class EmbeddingStage:
                     total = torch.stack(list(losses.values())).sum()
                     accumulate(total * share, self.leaves, self.setup.dtype)
                     for name, loss in losses.items():
-                        totals[name] = totals.get(name, 0.0) + float(loss.detach()) * share
+                        own = loss.detach() * share
+                        totals[name] = totals[name] + own if name in totals else own
         return totals
 
     def _passes(self, random: Random) -> Generator[dict[str, Tensor], None, None]:

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from t2iedit import Model, T2IEditError
 from t2iedit_context.latents import Bank
@@ -60,8 +61,11 @@ class Stage(Protocol):
     @property
     def optimizer(self) -> torch.optim.Optimizer: ...
 
-    def losses(self, step: int, process: int) -> dict[str, float]:
-        """The losses of the step after `step` others, their gradients added to the leaves'."""
+    def losses(self, step: int, process: int) -> dict[str, Tensor]:
+        """The losses of the step after `step` others, their gradients added to the leaves'.
+
+        They stay on the device: whoever reads them waits for it.
+        """
         ...
 
     def finish(self, step: int) -> None:
@@ -118,9 +122,9 @@ def run_stage(
     for step in range(first, stage.steps):
         stage.optimizer.zero_grad(set_to_none=True)
         own = stage.losses(step, accelerator.process_index)
-        losses, asked = _shared(accelerator, own, interruption.asked, stage.leaves[0].device)
-        finite = _share_gradients(accelerator, stage.leaves)
-        if not (finite and all(map(math.isfinite, losses.values()))):
+        _share_gradients(accelerator, stage.leaves)
+        losses, finite, asked = _watched(accelerator, own, stage.leaves, interruption.asked)
+        if not finite:
             told = ", ".join(f"{name} {value:g}" for name, value in losses.items())
             raise LearningFailed(
                 f"step {step + 1} of {stage.steps} gives a loss or gradient that is not finite ({told}) and was not"
@@ -140,28 +144,38 @@ def run_stage(
             raise LearningInterrupted(f"stopped after step {step + 1} of {stage.steps}")
 
 
-def _shared(
-    accelerator: Accelerator,
-    losses: dict[str, float],
-    asked: bool,
-    device: torch.device,
-) -> tuple[dict[str, float], bool]:
-    """The mean losses of all processes, and whether any was asked to stop."""
-    if accelerator.num_processes == 1:
-        return losses, asked
-    values = torch.tensor([*losses.values(), float(asked)], dtype=torch.float64, device=device)
-    *means, stopping = accelerator.reduce(values, "mean").tolist()  # type: ignore[union-attr]
-    return dict(zip(losses, means, strict=True)), stopping > 0
+def _watched(
+    accelerator: Accelerator, losses: dict[str, Tensor], leaves: list[Tensor], asked: bool
+) -> tuple[dict[str, float], bool, bool]:
+    """The mean losses of all processes, whether they and the gradients are finite, and whether any was asked to stop.
+
+    All come from the device together, since on a GPU each wait for it can cost as much as a small model's pass.
+    """
+    told = torch.stack([loss.float() for loss in (*losses.values(), _largest(leaves, losses))])
+    if accelerator.num_processes > 1:
+        told = torch.cat([told, told.new_tensor([float(asked)])])
+        *values, stopping = accelerator.reduce(told, "mean").tolist()  # type: ignore[union-attr]
+        asked = stopping > 0
+    else:
+        values = told.tolist()
+    finite = all(map(math.isfinite, values))
+    return dict(zip(losses, values, strict=False)), finite, asked
+
+
+def _largest(leaves: list[Tensor], losses: dict[str, Tensor]) -> Tensor:
+    """The largest entry of all gradients; no number if any is none."""
+    found = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    if not found:
+        return torch.zeros_like(next(iter(losses.values())))
+    return get_total_norm(found, math.inf)
 
 
 def _reached(leaves: list[Tensor]) -> bool:
     return any(leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves)
 
 
-def _share_gradients(accelerator: Accelerator, leaves: list[Tensor]) -> bool:
-    """Average the gradients over the processes; whether all are finite."""
+def _share_gradients(accelerator: Accelerator, leaves: list[Tensor]) -> None:
+    """Average the gradients over the processes."""
     for leaf in leaves:
         if leaf.grad is not None and accelerator.num_processes > 1:
             leaf.grad = accelerator.reduce(leaf.grad, "mean")  # type: ignore[assignment]
-    found = [leaf.grad for leaf in leaves if leaf.grad is not None]
-    return all(bool(gradient.isfinite().all()) for gradient in found)
