@@ -118,7 +118,7 @@ def overhead(edit: str) -> str:
     ]
     return "\n\n".join(
         [
-            "`python benchmarks/overhead.py`; SD 1.5 and SDXL in their true size, with random weights.",
+            "`python benchmarks/overhead.py`; SD 1.5 and SDXL, where they were measured, in their true size with random weights.",
             "\n".join(lines),
         ]
     )
