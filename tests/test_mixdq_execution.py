@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from t2iedit_mixdq.bos import BosLookup, BosRows, BosTable
 from t2iedit_mixdq.calibration import make_scheme
-from t2iedit_mixdq.execution import NO_VNNI, execute_layer, workshop
+from t2iedit_mixdq.execution import NO_VNNI, ON_CUDA, execute_layer, workshop
 from t2iedit_mixdq.kernels import onednn
 from t2iedit_mixdq.kernels.base import Weights, geometry_of
 from t2iedit_mixdq.kernels.int_mm import IntMm, fits
@@ -470,3 +470,8 @@ def test_peak_is_seen_though_it_is_given_back():
         time.sleep(20 * EVERY)
         del block
     assert watched.peak >= held - 2**20 > 2**25
+
+
+def test_what_is_known_to_be_wrong_on_cuda_is_said():
+    assert workshop(torch.device("cuda"), large=False).notes == [ON_CUDA]
+    assert ON_CUDA not in workshop(CPU, large=False).notes

@@ -17,6 +17,9 @@ from t2iedit_mixdq.quantizers import Affine, affine, fake_affine
 from t2iedit_mixdq.schemes import Scheme, split_channels
 from t2iedit_mixdq.wiring import Layer
 
+ON_CUDA = (
+    "packed layers on CUDA were seen to paint other pictures than their simulation; prefer a CPU"
+)
 NO_VNNI = "this CPU has no VNNI, so weights are packed and the arithmetic stays in floating point"
 
 
@@ -59,7 +62,10 @@ class Workshop:
 def workshop(device: torch.device, *, large: bool) -> Workshop:
     """For a UNet on this device; only for large ones are the passes in C worth compiling."""
     chosen, reason = passes(native=large and device.type == "cpu")
-    return Workshop(device, Remembered(chosen), notes=[reason] if reason else [])
+    notes = [reason] if reason else []
+    if device.type == "cuda":
+        notes.append(ON_CUDA)
+    return Workshop(device, Remembered(chosen), notes=notes)
 
 
 class Executed(nn.Module):
