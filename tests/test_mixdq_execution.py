@@ -472,6 +472,6 @@ def test_peak_is_seen_though_it_is_given_back():
     assert watched.peak >= held - 2**20 > 2**25
 
 
-def test_what_is_known_to_be_wrong_on_cuda_is_said():
+def test_what_was_seen_on_cuda_is_said():
     assert workshop(torch.device("cuda"), large=False).notes == [ON_CUDA]
     assert ON_CUDA not in workshop(CPU, large=False).notes
