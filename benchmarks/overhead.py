@@ -9,7 +9,8 @@
   image of 20 guided steps. In a batch what does not depend on the prompt is known after the first image.
 - Suppression acts in steps: a step with it over one without. Its own default acts in the first third of the steps.
 
-Medians, with 95 % intervals bootstrapped over the turns. Speed does not depend on weights, so random ones serve.
+Medians, with 95 % intervals bootstrapped over the turns. Speed does not depend on weights, so random ones serve; they are
+of 16 bits where the machine computes in them.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from unets import random_unet
 
 import t2iedit
+from t2iedit.opening import computes_in_bfloat16
 from t2iedit.plugins import installed
 from t2iedit.tiny import tiny_pipeline, tiny_tokenizer
 
@@ -52,16 +54,19 @@ TEXT_ENCODERS: dict[str, list[tuple[type, dict[str, int]]]] = {
     ],
 }  # fmt: skip
 MODELS = ("shapes", "sd15", "sdxl")
+ENCODINGS = 4
+"""Times a turn that a prompt is encoded with each edit."""
 
 
 def measured(
     name: str, model: t2iedit.Model, size: tuple[int, int] | None, turns: int
 ) -> list[dict]:
     values: dict[str, Any] = {"size": size, "guidance_scale": 5.0}
-    steps = step_times(model, values, turns)
+    # Those of the large ones take long enough to be timed one at a time.
+    steps = step_times(model, values, turns, 1 if name in TEXT_ENCODERS else 3)
     image = STEPS * float(np.median(steps["plain"]))
     rows = [median_of(name, "s per guided step, plain", steps["plain"])]
-    for label, seconds in encoding_times(model, values, 10 * turns).items():
+    for label, seconds in encoding_times(model, values, ENCODINGS * turns).items():
         rows.append(median_of(f"{name}: {label}", "encoding, ms more than plain", 1000 * seconds))
         rows.append(median_of(f"{name}: {label}", f"share of {STEPS} steps", seconds / image))
     for label in ATTENTION:
@@ -101,22 +106,23 @@ def encoding_times(
     return found
 
 
-def step_times(model: t2iedit.Model, values: dict[str, Any], turns: int) -> dict[str, np.ndarray]:
-    """Seconds of a step, the median of a few, turn by turn."""
+def step_times(
+    model: t2iedit.Model, values: dict[str, Any], turns: int, timed: int
+) -> dict[str, np.ndarray]:
+    """Seconds of a step, the median of so many after a run's first, turn by turn."""
     times: dict[str, list[float]] = {label: [] for label in ("plain", *ATTENTION)}
     zero = installed().edit("t2i_zero")
-    for turn in range(turns + 1):
+    for turn in range(turns):
         for label in times:
             options = ATTENTION.get(label)
             edits = [] if options is None else [zero(concepts=CONCEPTS[PROMPTS[0]], **options)]
             stamps: list[float] = []
             t2iedit.generate(
                 model,
-                t2iedit.Request(PROMPTS[0], steps=4, seed=turn, edits=edits, **values),
+                t2iedit.Request(PROMPTS[0], steps=timed + 1, seed=turn, edits=edits, **values),
                 on_step=lambda progress, stamps=stamps: stamps.append(now(model)),
             )
-            if turn:
-                times[label].append(float(np.median(np.diff(stamps))))
+            times[label].append(float(np.median(np.diff(stamps))))
     return {label: np.asarray(own) for label, own in times.items()}
 
 
@@ -154,14 +160,14 @@ def charts(rows: Sequence[dict[str, Any]]) -> Image.Image:
     return bars([*shares, *ratios], "more time than plain, with the limit to stay under")
 
 
-def rows_of(names: Sequence[str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rows_of(names: Sequence[str], options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     """Each model in a process of its own, so that the memory of one is free for the next."""
     passed = ["--turns", str(options.turns), "--device", options.device]
     passed += ["--size", str(options.size)] if options.size else []
     for name in names:
         found = in_own_process(__file__, passed, name, "s per guided step, plain")
         show(found)
-        yield from found
+        yield found
 
 
 def arguments() -> argparse.Namespace:
@@ -171,7 +177,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--size", type=int, help="of the picture, in pixels; default the model's own, 512 at random"
     )
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="tiny random models, two turns")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -180,10 +186,16 @@ def arguments() -> argparse.Namespace:
 
 def opened(name: str, device: str) -> t2iedit.Model:
     if name in TEXT_ENCODERS:
-        return built(name, torch.float16 if device == "cuda" else torch.bfloat16, device)
+        return built(name, dtype_of_random(device), device)
     if name.startswith("tiny-"):
         return t2iedit.open_model(tiny_pipeline(name.removeprefix("tiny-")))
     return t2iedit.open_model(name, device=device)
+
+
+def dtype_of_random(device: str) -> torch.dtype:
+    if device == "cuda":
+        return torch.float16
+    return torch.bfloat16 if computes_in_bfloat16() else torch.float32
 
 
 def main() -> None:
@@ -197,11 +209,15 @@ def main() -> None:
     names = [options.model] if options.model else list(options.only)
     if options.quick:
         names, options.turns = ["tiny-sd1", "tiny-sdxl"], 2
-    rows = list(rows_of(names, options))
     stem = "overhead-quick" if options.quick else "overhead"
-    picture = charts(rows)
-    save(stem, rows, {"turns": options.turns, "size": options.size, "device": options.device})
-    picture.save(RESULTS / f"{stem}.png")
+    dtype = str(dtype_of_random(options.device)).removeprefix("torch.")
+    settings = {n: getattr(options, n) for n in ("turns", "size", "device")}
+    rows: list[dict[str, Any]] = []
+    for found in rows_of(names, options):
+        # Each model's as soon as they are there: the large ones take long.
+        rows += found
+        save(stem, rows, settings | {"dtype of random weights": dtype})
+        charts(rows).save(RESULTS / f"{stem}.png")
 
 
 if __name__ == "__main__":
