@@ -3,7 +3,7 @@
     python benchmarks/personalization.py [-m MODEL] [--choice FILE] [--quick] [--minutes N] [--clip MODEL] [-o FILE.json]
 
 New shapes and new textures, five pictures of one colour on white each, are learned by every variant with the same steps,
-batches and noise: the vectors, then a LoRA on the denoiser, as the paper has its two stages. Prompts then ask for them in
+batches and noise: the vectors, then all of the denoiser, as the paper has its two stages. Prompts then ask for them in
 other colours, on other backgrounds and beside other objects.
 
 - identity: how like the concept the most similar object is, by the detector's template match (shapes) or by the

@@ -33,6 +33,12 @@ FULL, FITTED = "full", "full + test-time"
 FITTING = 10
 """Steps of test-time optimisation, as in the paper."""
 STAGES = ("stage 1 alone", "both stages")
+SECOND: dict[str, Any] = {
+    "finetune_unet": "full",
+    "finetune_steps": 200,
+    "finetune_learning_rate": 3e-4,
+}
+"""All of the denoiser learns in the second stage, as in the paper, at a rate of our own for so small a one."""
 Way = tuple[str, str]
 """What was done, and after which stage."""
 
@@ -49,9 +55,9 @@ class Job:
 
     @property
     def settings(self) -> Settings:
-        given: dict[str, Any] = PRESETS["shapes"] | {"kind": self.unknown.kind} | self.own
+        given: dict[str, Any] = PRESETS["shapes"] | SECOND | {"kind": self.unknown.kind} | self.own
         return Settings(
-            **{"finetune_unet": "lora"} | given,
+            **given,
             placeholder=self.unknown.placeholder,
             category=self.unknown.category,
         )
@@ -183,11 +189,20 @@ def _learned(job: Job, model: Any, folder: Path) -> Any:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text(json.dumps(learned.report, indent=1) + "\n")
         fitted = {FITTED: fitting(job.settings)} if job.name == FULL else {}
-        for stage, loras in zip(STAGES, ([], [str(learned.unet)]), strict=True):
+        for stage in STAGES:
+            painter, loras = (model, []) if stage == STAGES[0] else _second(model, learned.unet)
             for name, own in ({job.name: {}} | fitted).items():
                 core = Core(concept=[str(path)], **own)
                 words = job.unknown.placeholder
-                yield (name, stage), _painted(job, model, words, edits=[core], loras=loras)
+                yield (name, stage), _painted(job, painter, words, edits=[core], loras=loras)
+
+
+def _second(model: Any, learned: Path) -> tuple[Any, list[str]]:
+    """Who paints after the second stage: the model it wrote, or the one it began with under a LoRA."""
+    if learned.is_dir():
+        opened = t2iedit.open_model(str(learned), device=str(model.device), dtype="float32")
+        return opened, []
+    return model, [str(learned)]
 
 
 def fitting(settings: Settings) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     python benchmarks/personalization_tuning.py [rates|weights|all] [--choice FILE] [--quick] [--minutes N]
 
-"rates" are of plain inversion, of its vectors and of the LoRA of its second stage: what it takes to learn at all, found
+"rates" are of plain inversion, of its vectors and of the denoiser in its second stage: what it takes to learn at all, found
 with the baseline, so that no rate favours CoRe. "weights", at the rates chosen, are lambda_emb and lambda_attn, the paper's
 and multiples of what makes the terms' gradients felt; plain inversion at the same rates stands in the table before. Each takes its best point by the rule of personalization_choice.py, and the choice is kept in
 `results/personalization-choice.json`, which personalization.py takes as --choice; a person copies it into the preset.
@@ -31,13 +31,16 @@ OFF = STEPS[PLAIN]
 Points = dict[str, dict[str, Any]]
 POINTS: dict[str, Points] = {
     "rates": {
-        f"rate {rate:g}, LoRA {lora:g}": {"learning_rate": rate, "finetune_learning_rate": lora}
-        for rate in (5e-3, 1e-3, 2e-2)
-        for lora in (1e-3, 4e-3)
+        f"vectors {rate:g}, denoiser {own:g}": {
+            "learning_rate": rate,
+            "finetune_learning_rate": own,
+        }
+        for own in (3e-4, 1e-4)
+        for rate in (5e-3, 1e-3)
     },
     "weights": {
         f"CER {e:g}, CAR {a:g}": {"embedding_weight": e, "attention_weight": a}
-        for e, a in ((1.5e-4, 0.05), (0.1, 20.0), (0.01, 2.0), (0.3, 60.0), (1.0, 200.0))
+        for e, a in ((1.5e-4, 0.05), (0.01, 2.0), (0.1, 20.0), (0.5, 100.0))
     },
 }
 """The paper's values first, where it has any."""
@@ -46,7 +49,7 @@ METRICS = ("identity", "identified", "followed", "right")
 
 def main() -> None:
     options = _options()
-    concepts = TUNING[:2] if options.quick else TUNING
+    concepts = TUNING[: 2 if options.quick else options.concepts]
     choice, place = read_choice(options.choice), place_of(options)
     rows: list[Row] = []
     whats = list(POINTS) if options.what == "all" else [options.what]
@@ -72,6 +75,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("what", choices=(*POINTS, "all"), nargs="?", default="all")
     add_arguments(parser)
+    parser.add_argument("--concepts", type=int, default=len(TUNING), help="the first so many")
     return parser.parse_args()
 
 
