@@ -35,7 +35,7 @@ POINTS: dict[str, Points] = {
             "learning_rate": rate,
             "finetune_learning_rate": own,
         }
-        for own in (3e-4, 1e-4)
+        for own in (3e-4, 1e-3)
         for rate in (5e-3, 1e-3)
     },
     "weights": {
