@@ -197,8 +197,9 @@ def _learned(job: Job, model: Any, folder: Path) -> Any:
                 yield (name, stage), _painted(job, painter, words, edits=[core], loras=loras)
 
 
-def _second(model: Any, learned: Path) -> tuple[Any, list[str]]:
+def _second(model: Any, learned: Path | None) -> tuple[Any, list[str]]:
     """Who paints after the second stage: the model it wrote, or the one it began with under a LoRA."""
+    assert learned is not None
     if learned.is_dir():
         opened = t2iedit.open_model(str(learned), device=str(model.device), dtype="float32")
         return opened, []
