@@ -17,6 +17,9 @@ the same noise, and intervals are 95 %, of differences bootstrapped over prompts
 
     python benchmarks/leakage.py -m MODEL --clip CLIP    any other checkpoint: LoRAs of it, on the same drawn pictures
 
+How far a LoRA is over-fitted decides what can leak and what can be rescued, so there are two kinds: `--overfit hard`, the
+default, of attention and convolutions, and `--overfit gentle`, of attention alone at a quarter of the rate.
+
 With `--clip`, a CLIP model of transformers, CLIP-T to the prompt and CLIP-I to the four pictures are printed too.
 """
 
@@ -45,7 +48,10 @@ from t2iedit.plots import labelled_grid
 from t2iedit.plugins import installed
 from t2iedit.shapes.tasks import Task
 
-CHOICE = RESULTS / "leakage-choice.json"
+TRAININGS = {
+    "hard": Training(),
+    "gentle": Training(rank=8, learning_rate=1e-3, convolutions=False),
+}
 SEED = 30_001
 STEPS = 10
 """Of a picture by the bundled model, which gains nothing from more (`composition-choice.json`)."""
@@ -111,12 +117,23 @@ def ways(
 
 
 class Bench:
-    """A studio, its LoRAs, and how much is painted."""
+    """A studio, its LoRAs, how much is painted, and how the results' names end."""
 
     def __init__(
-        self, studio: Studio, training: Training, *, steps: int | None = None, quick: bool
+        self,
+        studio: Studio,
+        training: Training,
+        *,
+        steps: int | None = None,
+        quick: bool = False,
+        ending: str = "",
     ) -> None:
-        self.studio, self.training, self.steps, self.quick = studio, training, steps, quick
+        self.studio, self.training, self.steps = studio, training, steps
+        self.quick, self.ending = quick, ending
+
+    @property
+    def choice(self) -> Path:
+        return RESULTS / f"leakage-choice{self.ending}.json"
 
     def lora(self, case: Case) -> Path:
         """The case's file, trained if it is not there yet."""
@@ -156,23 +173,18 @@ def tune(bench: Bench) -> None:
         tried.append({"options": options, "goodness": float(np.mean(values)), "n": len(values)})
         print(f"{tried[-1]['goodness']:.3f}  {options}", flush=True)
     best = max(tried, key=lambda entry: entry["goodness"])
-    path = choice_file(quick=bench.quick)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"options": best["options"], "tried": tried}, indent=1) + "\n")
-    print(f"written to {path}")
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"options": best["options"], "tried": tried}, indent=1)
+    bench.choice.write_text(text + "\n")
+    print(f"written to {bench.choice}")
 
 
 def goodness(seen: Seen) -> float:
     return (seen.followed + seen.kept + (not seen.leaked)) / 3
 
 
-def choice_file(*, quick: bool) -> Path:
-    return CHOICE.with_stem(f"{CHOICE.stem}-quick") if quick else CHOICE
-
-
 def report(bench: Bench, clip: str | None, stem: str) -> None:
-    choice = choice_file(quick=bench.quick)
-    options = json.loads(choice.read_text())["options"] if choice.exists() else {}
+    options = json.loads(bench.choice.read_text())["options"] if bench.choice.exists() else {}
     cases: list[Case | Mixed] = list(REPORTED[:1] if bench.quick else REPORTED)
     cases.append(Mixed(REPORTED[0], REPORTED[-1]))
     rows, found, sheets = [], {}, []
@@ -251,21 +263,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("phase", nargs="?", choices=("tune", "report"), default="report")
     parser.add_argument("-m", "--model", default="shapes")
+    parser.add_argument("--overfit", choices=TRAININGS, default="hard", help="how far")
     parser.add_argument("--steps", type=int, default=Training.steps, help="of each LoRA's training")
     parser.add_argument("--folder", type=Path, default=Path("out/leakage"))
     parser.add_argument("--clip", metavar="MODEL", help="a CLIP model, for CLIP-T and CLIP-I")
     parser.add_argument("--quick", action="store_true", help="few LoRAs, steps and prompts")
     options = parser.parse_args()
     silence_libraries()
-    training = Training(steps=40 if options.quick else options.steps)
+    steps = 40 if options.quick else options.steps
+    training = replace(TRAININGS[options.overfit], steps=steps)
     studio = Studio(t2iedit.open_model(options.model), options.folder)
     world = options.model.startswith("shapes")
-    bench = Bench(studio, training, steps=STEPS if world else None, quick=options.quick)
+    bench = Bench(
+        studio,
+        training,
+        steps=STEPS if world else None,
+        quick=options.quick,
+        ending="-gentle" * (options.overfit == "gentle") + "-quick" * options.quick,
+    )
     if options.phase == "tune":
         tune(bench)
         return
     stem = "leakage" if world else f"leakage-{Path(options.model).name}"
-    report(bench, options.clip, stem + "-quick" * options.quick)
+    report(bench, options.clip, stem + bench.ending)
 
 
 if __name__ == "__main__":

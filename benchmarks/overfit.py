@@ -27,7 +27,8 @@ import t2iedit
 from t2iedit.cli.terminal import silence_libraries
 from t2iedit.opening import computes_in_bfloat16
 
-UNET, TEXT = ("to_q", "to_k", "to_v", "to_out.0"), ("q_proj", "k_proj", "v_proj", "out_proj")
+ATTENTION, CONVOLUTIONS = ("to_q", "to_k", "to_v", "to_out.0"), ("conv1", "conv2")
+TEXT = ("q_proj", "k_proj", "v_proj", "out_proj")
 ADAPTER = "overfit"
 
 
@@ -37,8 +38,10 @@ class Training:
 
     steps: int = 400
     batch: int = 4
-    rank: int = 8
-    learning_rate: float = 1e-3
+    rank: int = 16
+    learning_rate: float = 4e-3
+    convolutions: bool = True
+    """The denoiser's beside its attention, which alone learns a style and hardly an unknown shape."""
     text_encoder: bool = True
     seed: int = 0
 
@@ -85,7 +88,7 @@ def overfit(
 
 def adapted(model: t2iedit.Model, training: Training) -> dict[str, nn.Module]:
     """The parts of the pipeline that get a LoRA, by their names there, its weights the only ones that are trained."""
-    targets = {"unet": UNET}
+    targets = {"unet": (*ATTENTION, *CONVOLUTIONS) if training.convolutions else ATTENTION}
     if training.text_encoder:
         targets |= {name: TEXT for name in ("text_encoder", "text_encoder_2")}
     components = model.pipeline.components

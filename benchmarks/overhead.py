@@ -1,7 +1,7 @@
 """What each edit costs per image, against plain, in turns on the same machine.
 
     python benchmarks/overhead.py                     shapes, and SD 1.5 and SDXL in their true size with random weights
-    python benchmarks/overhead.py --only shapes sd15
+    python benchmarks/overhead.py --only shapes sd15  the others' rows stay as they are
     python benchmarks/overhead.py -m MODEL            any other checkpoint
     python benchmarks/overhead.py --quick             tiny random models
 
@@ -17,6 +17,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,13 @@ def rows_of(names: Sequence[str], options: argparse.Namespace) -> Iterator[list[
         yield found
 
 
+def others(path: Path, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of other models in the file."""
+    own = found[0]["name"].partition(":")[0]
+    kept = json.loads(path.read_text())["rows"] if path.exists() else []
+    return [row for row in kept if row["name"].partition(":")[0] != own]
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="*", choices=MODELS, default=MODELS)
@@ -212,10 +220,9 @@ def main() -> None:
     stem = "overhead-quick" if options.quick else "overhead"
     dtype = str(dtype_of_random(options.device)).removeprefix("torch.")
     settings = {n: getattr(options, n) for n in ("turns", "size", "device")}
-    rows: list[dict[str, Any]] = []
     for found in rows_of(names, options):
         # Each model's as soon as they are there: the large ones take long.
-        rows += found
+        rows = [*others(RESULTS / f"{stem}.json", found), *found]
         save(stem, rows, settings | {"dtype of random weights": dtype})
         charts(rows).save(RESULTS / f"{stem}.png")
 

@@ -33,12 +33,6 @@ FULL, FITTED = "full", "full + test-time"
 FITTING = 10
 """Steps of test-time optimisation, as in the paper."""
 STAGES = ("stage 1 alone", "both stages")
-SECOND: dict[str, Any] = {
-    "finetune_unet": "full",
-    "finetune_steps": 200,
-    "finetune_learning_rate": 3e-4,
-}
-"""All of the denoiser learns in the second stage, as in the paper, at a rate of our own for so small a one."""
 Way = tuple[str, str]
 """What was done, and after which stage."""
 
@@ -55,9 +49,9 @@ class Job:
 
     @property
     def settings(self) -> Settings:
-        given: dict[str, Any] = PRESETS["shapes"] | SECOND | {"kind": self.unknown.kind} | self.own
+        given: dict[str, Any] = PRESETS["shapes"] | {"kind": self.unknown.kind} | self.own
         return Settings(
-            **given,
+            **{"finetune_unet": "full"} | given,
             placeholder=self.unknown.placeholder,
             category=self.unknown.category,
         )

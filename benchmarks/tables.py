@@ -23,12 +23,13 @@ def rows_of(name: str) -> list[Row]:
 
 
 def table(rows: Sequence[Row], names: Sequence[str], metrics: Sequence[str], head: str) -> str:
-    """A line for each name, a column for each metric; shares in per cent, with their intervals."""
+    """A line for each name, without its group if that is the head, a column for each metric; shares in per cent."""
     found = {(row["name"], row["metric"]): row for row in rows}
     lines = [f"| {head} | {' | '.join(metrics)} |", f"|---{'|---' * len(metrics)}|"]
     for name in names:
         cells = [cell(found.get((name, metric))) for metric in metrics]
-        lines.append(f"| {name.partition(': ')[2] or name} | {' | '.join(cells)} |")
+        label = name.partition(": ")[2] if head else name
+        lines.append(f"| {label or name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -81,29 +82,43 @@ def why() -> list[str]:
 
 
 def leakage() -> str:
-    rows = rows_of("leakage")
-    if not rows:
-        return ""
-    groups = list(dict.fromkeys(row["name"].partition(":")[0] for row in rows))
-    parts = [
+    said = (
         "`python benchmarks/leakage.py`, on the bundled model: LoRAs over-fitted on four pictures; 95 % intervals. `leaked`: what all"
         " pictures shared is in a picture whose prompt does not ask for it; `followed`: what the prompt asks for besides; `kept`: the"
         " style or shape that was learned. `mixed`: two LoRAs, both halves kept."
-    ]
-    for group in [groups[-1], *groups[:-1]]:
-        own = [row for row in rows if row["name"].startswith(f"{group}:")]
-        names = list(dict.fromkeys(row["name"] for row in own if row["metric"] == "kept"))
-        parts.append(table(own, names, ("leaked", "followed", "kept"), group))
-    areas = [row for row in rows if row["name"].startswith(groups[-1]) and "area" in row["metric"]]
+    )
+    kinds = {
+        "leakage": "Over-fitted hard: attention and convolutions.",
+        "leakage-gentle": "Over-fitted gently (`--overfit gentle`): attention alone, at a quarter of the rate.",
+    }
+    return "\n\n".join([said, *(part for kind in kinds.items() for part in leaks(*kind))])
+
+
+def leaks(stem: str, title: str) -> list[str]:
+    """All LoRAs in every way, each of them in the ways that matter, and areas."""
+    rows = rows_of(stem)
+    *groups, pooled = dict.fromkeys(row["name"].partition(":")[0] for row in rows)
+    metrics = ("leaked", "followed", "kept")
+    names = [row["name"] for row in rows if row["metric"] == "kept"]
+    own = [row for row in rows if row["name"].startswith(f"{pooled}:")]
+    parts = [title, table(own, [n for n in names if n.startswith(pooled)], metrics, pooled)]
+    some = [f"{group}: {way}" for group in groups for way in WAYS]
+    parts.append(table(rows, some, metrics, ""))
     parts.append(
         "\n".join(
             f"- {row['name'].partition(': ')[2]}, {row['metric']}: {row['value']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
-            for row in areas
+            for row in own
+            if "area" in row["metric"]
         )
     )
-    parts.append("![Curves](../../benchmarks/results/leakage.png)")
-    parts.append("![Pictures](../../benchmarks/results/leakage-pictures.png)")
-    return "\n\n".join(parts)
+    pictures = {"Curves": stem, "Pictures": f"{stem}-pictures"}
+    return [
+        *parts,
+        *(f"![{what}](../../benchmarks/results/{n}.png)" for what, n in pictures.items()),
+    ]
+
+
+WAYS = ("LoRA", "scale 0.5", "DECOR 0.5", "DECOR 1", "negative prompt")
 
 
 def overhead(edit: str) -> str:

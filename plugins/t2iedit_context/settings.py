@@ -16,6 +16,7 @@ from t2iedit_context.prompts import (
 from t2iedit_context.regularisation import Form
 
 Precision = Literal["no", "bf16", "fp16"]
+SecondStage = Literal["lora", "full"]
 
 
 class Settings(BaseModel):
@@ -73,12 +74,14 @@ class Settings(BaseModel):
     """Less memory for more time; on for large models without."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Of the batches and prompts that are drawn."""
-    finetune_unet: Literal["lora", "full"] | None = None
+    finetune_unet: SecondStage | None = None
     """A second stage, the vectors frozen, on the denoiser: all of it as in the paper, or a LoRA."""
     finetune_steps: int = Field(1000, ge=1, le=1_000_000)
     finetune_batch_size: int = Field(4, ge=1, le=4096)
     finetune_learning_rate: float | None = Field(None, gt=0, le=1)
-    """2e-6 as in the paper for all of it; 1e-4 for a LoRA, which is ours."""
+    """That of `finetune_learning_rates` without."""
+    finetune_learning_rates: dict[SecondStage, float] = {"full": 2e-6, "lora": 1e-4}
+    """2e-6 as in the paper for all of it; a LoRA's is ours."""
     lora_rank: int = Field(8, ge=1, le=512)
 
     def __init__(self, **values: Any) -> None:
@@ -144,7 +147,7 @@ class Settings(BaseModel):
     def rate_of_unet(self) -> float:
         if self.finetune_learning_rate is not None:
             return self.finetune_learning_rate
-        return 2e-6 if self.finetune_unet == "full" else 1e-4
+        return self.finetune_learning_rates[self.finetune_unet or "lora"]
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -154,15 +157,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "augment": False,
         "steps": 100,
         "learning_rate": 1e-3,
-        "embedding_weight": 0.1,
-        "attention_weight": 20.0,
+        "embedding_weight": 0.5,
+        "attention_weight": 100.0,
         "rescale": (40, 60),
         "finetune_steps": 200,
-        "finetune_learning_rate": 1e-3,
+        "finetune_learning_rates": {"full": 3e-4, "lora": 1e-3},
     },
 }
 """What differs from the defaults. "shapes" is for the bundled model, whose objects lose their meaning when turned. Its
-numbers are tuned on the tuning concepts of benchmarks/personalization_tuning.py, which no result is reported on."""
+rates of the vectors and of all of the denoiser and its two weights are tuned on the tuning concepts of
+benchmarks/personalization_tuning.py, which no result is reported on; the LoRA's rate is a guess."""
 
 
 def preset_for(model_name: str) -> str:
