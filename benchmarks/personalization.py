@@ -27,7 +27,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ from personalization_pieces import (
     finished,
     pool_of,
 )
+from personalization_referee import Seen
 
 import t2iedit
 from t2iedit.cli.terminal import silence_libraries
@@ -90,7 +91,7 @@ def main() -> None:
     if not pieces:
         return
     found = by_way(pieces)
-    print_rows(more := [*rows_of(found, clip), *differences(found)])
+    print_rows(more := [*rows_of(found, clip), *rows_by_kind(found), *differences(found)])
     stem = options.output or RESULTS / f"personalization{'-quick' if options.quick else ''}.json"
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.write_text(json.dumps([asdict(row) for row in rows + more], indent=1) + "\n")
@@ -168,16 +169,30 @@ def rows_of(found: Found, clip: Clip) -> Iterator[Row]:
         yield Row("picture tower", "caption found among 128", 1, *[clip.accuracy] * 3)
     for (way, stage), pieces in found.items():
         metric = _labelled(stage)
-        judged = [seen for piece in pieces for seen in piece.seen[way, stage]]
-        n = len(judged)
-        yield mean_row(way, metric("identity"), [item.identity for item in judged])
-        for name in ("identified", "right"):
-            count = sum(getattr(item, name) for item in judged)
-            yield Row(way, metric(name), n, count / n, *wilson(count, n))
-        yield mean_row(way, metric("followed"), [item.followed for item in judged])
+        yield from judged(way, metric, [seen for p in pieces for seen in p.seen[way, stage]])
         text, image = _clip_scores(pieces, way, stage, clip)
         yield mean_row(way, metric("CLIP-T"), text)
         yield mean_row(way, metric("CLIP-I"), image)
+
+
+def rows_by_kind(found: Found) -> Iterator[Row]:
+    """New shapes and new textures apart, after both stages."""
+    for (way, stage), pieces in found.items():
+        if stage == STAGES[0]:
+            continue
+        for kind in dict.fromkeys(piece.job.unknown.kind for piece in pieces):
+            own = [piece for piece in pieces if piece.job.unknown.kind == kind]
+            seen = [seen for piece in own for seen in piece.seen[way, stage]]
+            yield from judged(f"{way}: {len(own)} {kind}s", str, seen)
+
+
+def judged(name: str, metric: Callable[[str], str], seen: Sequence[Seen]) -> Iterator[Row]:
+    n = len(seen)
+    yield mean_row(name, metric("identity"), [item.identity for item in seen])
+    for share in ("identified", "right"):
+        count = sum(getattr(item, share) for item in seen)
+        yield Row(name, metric(share), n, count / n, *wilson(count, n))
+    yield mean_row(name, metric("followed"), [item.followed for item in seen])
 
 
 def _labelled(stage: str) -> Any:

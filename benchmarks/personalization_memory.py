@@ -4,7 +4,7 @@
 
 On a GPU: SD 2.1's size, batch 6, 512 px, with and without gradient checkpointing, beside plain inversion; "peak" is of the
 tensors, "held" of what is taken from the GPU for them, to which its driver adds about half a GiB. On a CPU, or with
---quick: a small size, and the process's resident memory.
+--quick: a small size, and by how much the process grows from a loaded model on.
 """
 
 # diffusers and transformers annotate less than they take.
@@ -12,7 +12,6 @@ tensors, "held" of what is taken from the GPU for them, to which its driver adds
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from t2iedit_context.inversion import EmbeddingStage
 from t2iedit_context.latents import encode_pictures
 from t2iedit_context.loop import Setup
 from t2iedit_context.settings import Settings
+from t2iedit_mixdq.memory import Watched
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import t2iedit
@@ -117,7 +117,8 @@ def measured(case: str, model: Any, small: bool, device: str, precision: str) ->
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     seconds = []
-    with torch.enable_grad():
+    watched = Watched(model.device)
+    with torch.enable_grad(), watched if device == "cpu" else nullcontext():
         stage = EmbeddingStage(Setup(model, settings, bank, context, dtype or torch.float32))
         for step in range(STEPS):
             begin = time.perf_counter()
@@ -127,14 +128,14 @@ def measured(case: str, model: Any, small: bool, device: str, precision: str) ->
             if device == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - begin)
-    return _peaks(device) | {"seconds of a step": statistics.median(seconds[1:])}
+    return _peaks(device, watched) | {"seconds of a step": statistics.median(seconds[1:])}
 
 
-def _peaks(device: str) -> dict[str, float]:
+def _peaks(device: str, watched: Watched) -> dict[str, float]:
     if device == "cuda":
         peak, held = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
         return {"peak GiB": peak / 2**30, "held GiB": held / 2**30}
-    return {"peak GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    return {"GiB more than the model": watched.peak / 2**30}
 
 
 def main() -> None:
@@ -163,7 +164,7 @@ def main() -> None:
             found = measured(case, model, small, device, options.precision)
         for metric, value in found.items():
             rows.append(Row(case, f"{metric} ({where})", 1, value, value, value))
-            print(f"{case:30} {value:6.2f} {metric} ({where})", flush=True)
+            print(f"{case:30} {value:6.3f} {metric} ({where})", flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 

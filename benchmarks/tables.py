@@ -19,15 +19,18 @@ Row = dict[str, Any]
 
 def rows_of(name: str) -> list[Row]:
     path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text())["rows"] if path.exists() else []
+    kept = json.loads(path.read_text()) if path.exists() else []
+    return kept if isinstance(kept, list) else kept["rows"]
 
 
-def table(rows: Sequence[Row], names: Sequence[str], metrics: Sequence[str], head: str) -> str:
-    """A line for each name, without its group if that is the head, a column for each metric; shares in per cent."""
+def table(
+    rows: Sequence[Row], names: Sequence[str], metrics: Sequence[str], head: str, of: str = ""
+) -> str:
+    """A line for each name, without its group if that is the head, a column for each metric `of` something; shares in per cent."""
     found = {(row["name"], row["metric"]): row for row in rows}
     lines = [f"| {head} | {' | '.join(metrics)} |", f"|---{'|---' * len(metrics)}|"]
     for name in names:
-        cells = [cell(found.get((name, metric))) for metric in metrics]
+        cells = [cell(found.get((name, metric + of))) for metric in metrics]
         label = name.partition(": ")[2] if head else name
         lines.append(f"| {label or name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -172,10 +175,62 @@ def memory() -> str:
     return "\n\n".join([said, *parts])
 
 
+def personalization() -> str:
+    rows = rows_of("personalization")
+    if not rows:
+        return ""
+    stage, more = ", stage 1 alone", ", more than plain"
+    pooled, kinds = [], []
+    for name in names_with(rows, "followed"):
+        (kinds if ": " in name else pooled).append(name)
+    metrics = ("identity", "identified", "followed", "right", "CLIP-T", "CLIP-I")
+    n = next(r["n"] for r in rows if r["metric"] == "followed")
+    parts = [
+        "`python benchmarks/personalization.py --seeds 1`, on the bundled model; preset `shapes`, 95 % intervals. `identity`: how like the concept"
+        " the most similar object is; `identified`: clearly that; `followed`: what the prompt asks for besides; `right`: both. `drawn as asked`:"
+        " scenes through the model's autoencoder.",
+        table(rows, pooled, metrics, f"both stages, n = {n}"),
+        "New shapes and new textures apart, both stages:",
+        table(rows, kinds, metrics[:4], ""),
+        "The vectors alone, before the second stage:",
+        table(rows, names_with(rows, "followed" + stage), metrics, "", stage),
+        "More than plain inversion, the same pictures, prompts and seeds, both stages; intervals over concepts:",
+        table(rows, names_with(rows, "followed" + more), metrics[:4], "", more),
+    ]
+    costs = [r for r in rows if r["metric"].startswith("step over")]
+    parts.append(
+        "A step of stage 1 over plain inversion's: "
+        + ", ".join(f"{r['name']} {r['value']:.2f}" for r in costs[1:])
+        + "."
+    )
+    parts.append("![Concepts in new places](../../benchmarks/results/personalization.png)")
+    return "\n\n".join([*parts, *tuned()])
+
+
+def names_with(rows: Sequence[Row], metric: str) -> list[str]:
+    return list(dict.fromkeys(row["name"] for row in rows if row["metric"] == metric))
+
+
+def tuned() -> list[str]:
+    path = RESULTS / "personalization-choice.json"
+    if not path.exists():
+        return []
+    kept = json.loads(path.read_text())
+    scores = [
+        f"- {what}: " + ", ".join(f"{point} {score:.3f}" for point, score in of.items())
+        for what, of in kept["scores"].items()
+    ]
+    return [
+        "What the preset's numbers were chosen by (`personalization_tuning.py`, mean of `identified` and `followed` on the tuning concepts):",
+        "\n".join(scores),
+    ]
+
+
 SHARE = ", share of 16 bits"
 SECTIONS: dict[str, Sequence[Callable[[], str]]] = {
     "plugins/t2iedit_zero/README.md": (composition, lambda: overhead("t2i_zero")),
     "plugins/t2iedit_decor/README.md": (leakage, lambda: overhead("decor")),
+    "plugins/t2iedit_context/README.md": (personalization,),
     "plugins/t2iedit_mixdq/README.md": (memory,),
 }
 
