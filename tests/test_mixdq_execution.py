@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from t2iedit_mixdq import execution
 from t2iedit_mixdq.bos import BosLookup, BosRows, BosTable
 from t2iedit_mixdq.calibration import make_scheme
-from t2iedit_mixdq.execution import NO_VNNI, ON_CUDA, execute_layer, workshop
-from t2iedit_mixdq.kernels import onednn
+from t2iedit_mixdq.execution import NO_PRODUCTS, execute_layer, workshop
+from t2iedit_mixdq.kernels import avx2, onednn
 from t2iedit_mixdq.kernels.base import Weights, geometry_of
 from t2iedit_mixdq.kernels.int_mm import IntMm, fits
-from t2iedit_mixdq.kernels.native import Passes, Remembered, passes
+from t2iedit_mixdq.kernels.native import Panels, Passes, Remembered, passes, products
 from t2iedit_mixdq.memory import EVERY, Watched, taken
 from t2iedit_mixdq.packing import pack, packed_size, unpack
 from t2iedit_mixdq.quantizers import observed_ranges
@@ -236,16 +237,99 @@ def test_whole_inputs_keep_packed_weights_and_say_so():
 
 
 @torch.no_grad()
-def test_without_vnni_the_slower_path_is_right_and_said_once(monkeypatch):
+def test_without_integer_products_the_slower_path_is_right_and_said_once(monkeypatch):
     monkeypatch.setattr(onednn, "available", lambda: False)
+    monkeypatch.setattr(execution, "products", lambda: None)
     tools = workshop(CPU, large=False)
     for form in ("linear", "convolution"):
         module, shape, split = FORMS[form]
         x = inputs(shape)
         simulated, executed = both(module, x, tools=tools)
-        assert executed.engine == "dequantised" and executed.reason == "no VNNI"
+        assert executed.engine == "dequantised" and "no integer products" in executed.reason
         assert sqnr(simulated(x), executed(x)) > 60
-    assert tools.notes == [NO_VNNI]
+    assert tools.notes == [NO_PRODUCTS]
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """The products in C, compiled for this machine."""
+    made = products()
+    if made is None:
+        pytest.skip("this machine compiles no integer products")
+    return made
+
+
+def exact_and_made(compiled, bits, shape, outputs, window, stride, fitting=None):
+    """Sums of the largest bytes there are among others, as integers of 64 bits and by the products in C."""
+    generator = torch.Generator().manual_seed(0)
+    top = 2 ** (bits - 1)
+    q = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    weights = torch.randint(
+        -top, top, (outputs, *window, shape[3]), dtype=torch.int8, generator=generator
+    )
+    q[:, : shape[1] // 2], weights[::2], weights[1::4] = 255, -top, top - 1
+    fitting = 32767 // (2 * 255 * top) if fitting is None else fitting
+    rows = avx2.arranged(weights.flatten(1), 4 if fitting else 2)
+    inputs = rows[0].numel() // avx2.OUTPUTS
+    panels = Panels(rows.flatten(), inputs, outputs, fitting)
+    fill = -outputs % avx2.OUTPUTS + outputs
+    made = compiled.multiply(
+        q, window, stride, panels, torch.ones(fill), torch.zeros(fill), torch.float32
+    )
+    image, kernel = q.permute(0, 3, 1, 2).double(), weights.permute(0, 3, 1, 2).double()
+    return nn.functional.conv2d(image, kernel, stride=stride).permute(0, 2, 3, 1), made
+
+
+PRODUCTS = [
+    ((1, 13, 1, 24), 40, (1, 1), (1, 1)),
+    ((1, 250, 1, 18), 16, (1, 1), (1, 1)),
+    ((2, 9, 6, 12), 20, (3, 3), (1, 1)),
+    ((2, 9, 8, 5), 7, (3, 3), (2, 2)),
+    ((1, 5, 5, 1), 1, (1, 3), (1, 2)),
+]
+
+
+@pytest.mark.parametrize("bits", [8, 7, 4, 2])
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_integer_products_are_exact(compiled, bits, case):
+    exact, made = exact_and_made(compiled, bits, *case)
+    assert torch.equal(exact.float(), made)
+
+
+@pytest.mark.parametrize(("bits", "fitting"), [(8, 1), (7, 2), (4, 16)])
+def test_more_products_in_sixteen_bits_than_fit_are_wrong(compiled, bits, fitting):
+    """What AVX2's multiplication of bytes makes of eight bits if nobody looks: it saturates."""
+    many = (1, 20, 1, 96), 32, (1, 1), (1, 1)
+    assert torch.equal(*(x.float() for x in exact_and_made(compiled, bits, *many)))
+    exact, made = exact_and_made(compiled, bits, *many, fitting=fitting)
+    assert (exact - made).abs().max() > 1000
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "dilated"])
+def test_layers_on_avx2_compute_what_their_simulation_does(
+    compiled, monkeypatch, form, bits, dtype
+):
+    monkeypatch.setattr(onednn, "available", lambda: False)
+    module, shape, split = FORMS[form]
+    x = inputs(shape, split).to(dtype).float()
+    simulated, executed = both(module, x, split, bits)
+    assert executed.engine == "AVX2 int8" and not executed.reason
+    made = executed(x.to(dtype))
+    assert made.dtype == dtype
+    assert sqnr(simulated(x), made) > (100 if dtype == torch.float32 else 40)
+
+
+@torch.no_grad()
+def test_steps_for_groups_on_avx2(compiled, monkeypatch):
+    monkeypatch.setattr(onednn, "available", lambda: False)
+    module, x = nn.Linear(48, 40), inputs((3, 7, 48))
+    for group, engine in ((8, "AVX2 int8"), (6, "dequantised")):
+        simulated, executed = both(module, x, weight_bits=4, group=group)
+        assert executed.engine == engine
+        assert sqnr(simulated(x), executed(x)) > 100
 
 
 def test_bos_rows_are_first_rows_of_windows_or_those_given():
@@ -470,8 +554,3 @@ def test_peak_is_seen_though_it_is_given_back():
         time.sleep(20 * EVERY)
         del block
     assert watched.peak >= held - 2**20 > 2**25
-
-
-def test_what_was_seen_on_cuda_is_said():
-    assert workshop(torch.device("cuda"), large=False).notes == [ON_CUDA]
-    assert ON_CUDA not in workshop(CPU, large=False).notes

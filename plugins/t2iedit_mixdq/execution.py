@@ -8,19 +8,16 @@ from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from t2iedit_mixdq.bos import BosRows, BosTable, put_rows
-from t2iedit_mixdq.kernels import onednn
+from t2iedit_mixdq.kernels import avx2, onednn
 from t2iedit_mixdq.kernels.base import Geometry, Kernel, Weights
 from t2iedit_mixdq.kernels.dequantised import Dequantised
 from t2iedit_mixdq.kernels.int_mm import IntMm, fits
-from t2iedit_mixdq.kernels.native import Remembered, passes
+from t2iedit_mixdq.kernels.native import Products, Remembered, passes, products
 from t2iedit_mixdq.quantizers import Affine, affine, fake_affine
 from t2iedit_mixdq.schemes import Scheme, split_channels
 from t2iedit_mixdq.wiring import Layer
 
-ON_CUDA = (
-    "packed layers on CUDA were seen to paint other pictures than their simulation; prefer a CPU"
-)
-NO_VNNI = "this CPU has no VNNI, so weights are packed and the arithmetic stays in floating point"
+NO_PRODUCTS = "there are no integer products for this CPU, so weights are packed and the arithmetic stays in floating point"
 
 
 @dataclass
@@ -29,8 +26,16 @@ class Workshop:
 
     device: torch.device
     passes: Remembered
+    products: Products | None = None
+    """The integer products of CPUs that lack oneDNN's."""
     scratch: onednn.Scratch = field(default_factory=onednn.Scratch)
+    room: avx2.Room = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """What layers unpack into."""
+        return self.scratch.nbytes + sum(map(len, self.room.values()))
 
     def kernel(self, weights: Weights, *, whole_inputs: bool) -> tuple[Kernel, str]:
         """The kernel for one part of a layer, and why it is not an integer one if it is not."""
@@ -39,6 +44,8 @@ class Workshop:
             return Dequantised(weights), reason
         if self.device.type == "cuda":
             return IntMm(weights), ""
+        if self.products is not None:
+            return avx2.Avx2(weights, self.passes, self.products, self.room), ""
         try:
             return onednn.OneDnn(weights, self.passes, self.scratch), ""
         except RuntimeError as error:
@@ -52,20 +59,22 @@ class Workshop:
             return fits(weights.geometry)
         if self.device.type != "cpu":
             return f"there are no integer kernels for {self.device.type}"
+        if self.products is not None:
+            return avx2.fits(weights)
         if onednn.available():
             return onednn.fits(weights)
-        if NO_VNNI not in self.notes:
-            self.notes.append(NO_VNNI)
-        return "no VNNI"
+        if NO_PRODUCTS not in self.notes:
+            self.notes.append(NO_PRODUCTS)
+        return "no integer products for this CPU"
 
 
 def workshop(device: torch.device, *, large: bool) -> Workshop:
-    """For a UNet on this device; only for large ones are the passes in C worth compiling."""
-    chosen, reason = passes(native=large and device.type == "cpu")
+    """For a UNet on this device. Without VNNI the products are compiled, else only for large ones the passes."""
+    by_c = device.type == "cpu" and not onednn.available()
+    chosen, reason = passes(native=by_c or (large and device.type == "cpu"))
     notes = [reason] if reason else []
-    if device.type == "cuda":
-        notes.append(ON_CUDA)
-    return Workshop(device, Remembered(chosen), notes=notes)
+    made = products() if by_c else None
+    return Workshop(device, Remembered(chosen), made, notes=notes)
 
 
 class Executed(nn.Module):

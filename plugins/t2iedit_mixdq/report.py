@@ -78,7 +78,7 @@ def static_bytes(unet: nn.Module) -> int:
     executed = [module for module in unet.modules() if isinstance(module, Executed)]
     plain = sum(parameter.nbytes for parameter in unet.parameters())
     packed = getattr(unet, "mixdq", None)
-    scratch = 0 if packed is None else packed.tools.scratch.nbytes
+    scratch = 0 if packed is None else packed.tools.nbytes
     return plain + scratch + sum(module.nbytes for module in executed)
 
 

@@ -81,6 +81,11 @@ def lying_last(flat: Int8[Tensor, " n"], shape: tuple[int, ...]) -> Int8[Tensor,
     return flat.view(out, *window, inputs).permute(0, 3, 1, 2)
 
 
+def as_rows(integers: Int8[Tensor, "out ..."]) -> Int8[Tensor, "out inputs"]:
+    """A row for each output; those of a convolution with its channels last."""
+    return integers.permute(0, 2, 3, 1).flatten(1) if integers.ndim == 4 else integers
+
+
 class Store:
     """Integers in as few bytes as their bits ask for, those of convolutions with their channels last."""
 

@@ -1,7 +1,8 @@
-"""The passes around oneDNN's integer layers, compiled from C for this very CPU; where that cannot be, torch's own.
+"""The passes around integer layers, compiled from C for this very CPU; where that cannot be, torch's own.
 
 A quantised layer is so fast that what stands around it decides: torch needs five passes to make integers of an input,
-three for a gated GELU, and its attention takes twice as long as the one here.
+three for a gated GELU, and its attention takes twice as long as the one here. Where oneDNN has no exact products of
+8-bit integers, they are compiled too.
 """
 
 import ctypes
@@ -18,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from t2iedit_mixdq.kernels.base import Pair
 from t2iedit_mixdq.quantizers import Affine, quantize_affine
 
-SOURCE = Path(__file__).with_name("cpu.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.c", "products.c"))
 FLAGS = (
     *("-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-shared", "-fPIC"),
     *("-ffinite-math-only", "-fno-signed-zeros", "-fno-math-errno", "-fno-trapping-math"),
@@ -120,6 +122,55 @@ class Native(Passes):
         return out
 
 
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """Weights as products.c wants them: `inputs` are filled up to whole steps, outputs to whole panels."""
+
+    content: Int8[Tensor, " n"]
+    inputs: int
+    outputs: int
+    fitting: int
+    """Pairs of products that sixteen bits hold together; 0 if not even one."""
+
+
+class Products:
+    """Exact products of 8-bit integers on AVX2."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+
+    def multiply(
+        self,
+        q: UInt8[Tensor, "images height width channels"],
+        window: Pair,
+        stride: Pair,
+        weights: Panels,
+        scale: Float[Tensor, " filled"],
+        bias: Float[Tensor, " filled"],
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "images high wide out"]:
+        """sum * scale + bias of each patch of framed images, in float32 or bfloat16; `scale` and `bias` fill whole panels."""
+        images, height, width, channels = q.shape
+        high, wide = (
+            (n - w) // s + 1 for n, w, s in zip(q.shape[1:3], window, stride, strict=True)
+        )
+        y = torch.empty(images, high, wide, weights.outputs, dtype=dtype)
+        half = int(dtype == torch.bfloat16)
+        sizes = (images, height, width, channels, high, wide, *window, *stride)
+        self._library.multiply(
+            _address(q),
+            _address(weights.content),
+            _long(weights.fitting),
+            _address(scale),
+            _address(bias),
+            _address(y),
+            half,
+            *map(_long, (*sizes, weights.inputs, weights.outputs)),
+            _threads(),
+        )
+        return y
+
+
 @dataclass
 class Remembered:
     """The last tensor that was quantised: queries, keys and values read the same one, on the same grid."""
@@ -149,6 +200,12 @@ def passes(*, native: bool) -> tuple[Passes, str]:
     return (Passes() if library is None else Native(library)), reason
 
 
+def products() -> Products | None:
+    """Those of this machine; None where they cannot be compiled, or not for this CPU."""
+    library, _ = _library()
+    return Products(library) if library is not None and library.has_products() else None
+
+
 @cache
 def _library() -> tuple[Any, str]:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc"))), None)
@@ -167,7 +224,8 @@ def _compiled(compiler: str) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     target = [compiler, "-march=native", "-Q", "--help=target"]
     cpu = subprocess.run(target, capture_output=True, text=True).stdout
-    parts = (SOURCE.read_text(encoding="utf-8"), version.stdout, cpu, *FLAGS)
+    sources = [source.read_text(encoding="utf-8") for source in SOURCES]
+    parts = (*sources, version.stdout, cpu, *FLAGS)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2iedit"
     library = root / f"mixdq-{digest}.so"
@@ -175,7 +233,7 @@ def _compiled(compiler: str) -> Path:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root) as scratch:
             made = Path(scratch) / library.name
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made), "-lm"]
+            command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(made), "-lm"]
             subprocess.run(command, capture_output=True, text=True, check=True)
             made.replace(library)
     return library

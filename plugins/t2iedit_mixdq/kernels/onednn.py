@@ -9,7 +9,7 @@ from jaxtyping import Int8, Int32, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from t2iedit_mixdq.kernels.base import Geometry, Kernel, Weights
+from t2iedit_mixdq.kernels.base import Geometry, Kernel, Weights, as_rows
 from t2iedit_mixdq.kernels.native import Remembered
 from t2iedit_mixdq.packing import pack, unpack_into
 from t2iedit_mixdq.quantizers import Affine
@@ -175,11 +175,6 @@ def block(
     blocked = template.clone()
     _arrange(as_rows(integers), size, _bytes(blocked))
     return blocked
-
-
-def as_rows(integers: Int8[Tensor, "out ..."]) -> Int8[Tensor, "out inputs"]:
-    """A row for each output; those of a convolution with its channels last."""
-    return integers.permute(0, 2, 3, 1).flatten(1) if integers.ndim == 4 else integers
 
 
 def _form(geometry: Geometry, prepack: Prepack) -> tuple[Tensor, int]:

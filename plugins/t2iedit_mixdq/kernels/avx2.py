@@ -1,0 +1,112 @@
+"""Int8 on CPUs without VNNI, in C: exact, where AVX2's own multiplication of bytes would saturate.
+
+Weights that fit fewer bits are multiplied faster: the more of their products fit sixteen bits together, the fewer steps.
+"""
+
+import torch
+from jaxtyping import Int8
+from torch import Tensor
+from torch.nn import functional
+
+from t2iedit_mixdq.kernels.base import Kernel, Weights, as_rows
+from t2iedit_mixdq.kernels.native import Panels, Products, Remembered
+from t2iedit_mixdq.packing import pack, unpack_into
+from t2iedit_mixdq.quantizers import Affine
+
+OUTPUTS = 16
+"""Outputs of a panel of weights."""
+Room = dict[int, Int8[Tensor, " n"]]
+"""One model's panels that packed layers of equal size unpack into, one after the other."""
+
+
+def fits(weights: Weights) -> str:
+    """Empty if the kernel takes these weights, else why not."""
+    shape = weights.geometry
+    if shape.groups != 1 or shape.dilation != (1, 1):
+        return "grouped or dilated convolution"
+    groups = 1 if weights.multipliers is None else weights.multipliers.shape[1]
+    if weights.multipliers is not None and shape.shape[1] // groups % 4:
+        return "steps for groups of inputs that are no multiple of 4"
+    return ""
+
+
+class Avx2(Kernel):
+    """Weights in panels of 16 outputs, their inputs by fours or twos: as they are at 8 bits, else packed and unpacked for
+    each call. The input's zero point goes into the bias, as in oneDNN's kernel."""
+
+    engine = "AVX2 int8"
+
+    def __init__(self, weights: Weights, tools: Remembered, products: Products, room: Room) -> None:
+        super().__init__(weights)
+        self.tools, self.products, self.room, self.bits = tools, products, room, weights.bits
+        rows = as_rows(weights.multiplied())
+        self.sums = rows.sum(1, dtype=torch.int32)
+        # Pairs of products with inputs of up to 255 that sixteen bits hold together.
+        largest = int(rows.to(torch.int16).abs().amax().clamp(min=1))
+        self.fitting = 32767 // (2 * 255 * largest)
+        self.depth = 4 if self.fitting else 2
+        panels = arranged(as_rows(weights.integers), self.depth)
+        self.inputs = panels[0].numel() // OUTPUTS
+        self._content = panels.flatten() if self.bits == 8 else pack(panels.flatten(), self.bits)
+        self._multipliers: Tensor | None = None
+        if weights.multipliers is not None:
+            more = (0, 0, 0, -len(rows) % OUTPUTS)
+            padded = functional.pad(weights.multipliers.to(torch.int8), more)
+            # In each panel the groups, then what is the same for all inputs of a group.
+            by_panel = padded.unflatten(0, (-1, OUTPUTS)).transpose(1, 2)
+            self._multipliers = by_panel[:, :, None, :, None].contiguous()
+        self._prepared: tuple[Affine, Tensor | None, Tensor, Tensor] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        groups = 0 if self._multipliers is None else self._multipliers.nbytes
+        return self._content.nbytes + groups + self.delta.nbytes + self.sums.nbytes
+
+    def __call__(self, x: Tensor, grid: Affine | None, bias: Tensor | None) -> Tensor:
+        assert grid is not None
+        made = x.dtype if x.dtype in (torch.float32, torch.bfloat16) else torch.float32
+        arguments = (self._panels(), *self._constants(grid, bias), made)
+        if self.geometry.kind == "linear":
+            q = self.tools.quantise(x, grid).reshape(1, -1, 1, x.shape[-1])
+            y = self.products.multiply(q, (1, 1), (1, 1), *arguments)
+            return y.view(*x.shape[:-1], -1).to(x.dtype)
+        q = self.tools.quantise(x, grid, self.geometry.padding).permute(0, 2, 3, 1).contiguous()
+        high, wide = self.geometry.shape[2:]
+        y = self.products.multiply(q, (high, wide), self.geometry.stride, *arguments)
+        return y.permute(0, 3, 1, 2).to(x.dtype)
+
+    def _constants(self, grid: Affine, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scale and bias of each output in whole panels, the zero point in the bias; kept for the next call."""
+        if self._prepared is None or self._prepared[0] != grid or self._prepared[1] is not bias:
+            shift = self.sums * self.delta * -(grid.delta * grid.zero)
+            shift = shift if bias is None else bias + shift
+            more = (0, -len(shift) % OUTPUTS)
+            scale = functional.pad(self.delta * grid.delta, more)
+            self._prepared = grid, bias, scale, functional.pad(shift, more)
+        return self._prepared[2:]
+
+    def _panels(self) -> Panels:
+        return Panels(self._unpacked(), self.inputs, len(self.delta), self.fitting)
+
+    def _unpacked(self) -> Int8[Tensor, " n"]:
+        if self.bits == 8:
+            return self._content
+        size = self.inputs * (len(self.delta) + -len(self.delta) % OUTPUTS)
+        if size not in self.room:
+            self.room[size] = torch.empty(size, dtype=torch.int8)
+        room = self.room[size]
+        unpack_into(self._content, self.bits, room)
+        if self._multipliers is not None:
+            panels, groups, _, outputs, _ = self._multipliers.shape
+            room.view(panels, groups, -1, outputs, self.depth).mul_(self._multipliers)
+        return room
+
+
+def arranged(
+    rows: Int8[Tensor, "out inputs"], depth: int
+) -> Int8[Tensor, "panels steps outputs depth"]:
+    """Panels of outputs, in each the inputs by so many, in each its outputs; filled up with zeros."""
+    out, inputs = rows.shape
+    filled = functional.pad(rows, (0, -inputs % depth, 0, -out % OUTPUTS))
+    panels = filled.view(-1, OUTPUTS, filled.shape[1] // depth, depth)
+    return panels.transpose(1, 2).contiguous()
