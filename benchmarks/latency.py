@@ -5,8 +5,10 @@
     python benchmarks/latency.py --quick
 
 True architectures, random weights. Each baseline has a process of its own and takes turns with the reference, torch's
-eager bfloat16 in channels_last, so that each ratio is of two steps of the same seconds. A baseline that fails, or does
-not fit `--memory`, is recorded as such. The last rows say how far arithmetic alone lets eight bits go on this machine.
+eager step in channels_last, so that each ratio is of two steps of the same seconds. Whatever is not quantised is in
+float16 on CUDA, in bfloat16 on CPUs that compute in it, in float32 on others, where torch's bfloat16 is several times
+slower. A baseline that fails, or does not fit `--memory`, is recorded as such. The last rows say how far arithmetic
+alone lets eight bits go on this machine.
 """
 
 # The other engines are optional.
@@ -24,17 +26,19 @@ from common import Failed, Process, limit_memory, not_measured, row, save, serve
 from t2iedit_mixdq.architectures import example_inputs
 from unets import LOUD, QUANTISED, channels_last, load, prepare, products
 
+from t2iedit.opening import computes_in_bfloat16
+
 METRIC, LOAD, SPEEDUP = "seconds a step", "seconds to load", "times the reference"
 REFERENCE = "eager channels_last"
-SIXTEEN_BITS = ("eager", REFERENCE, "compiled channels_last", "compiled frozen")
+FLOATING = ("eager", REFERENCE, "compiled channels_last", "compiled frozen")
 OTHERS = {
     "torchao int8 dynamic": "torchao",
     "sdnq int8": "sdnq",
-    "openvino bf16": "openvino",
+    "openvino": "openvino",
     "openvino int8": "nncf",
 }
 PEAKS = "peaks of this machine"
-BASELINES = (REFERENCE, *(b for b in SIXTEEN_BITS if b != REFERENCE), *QUANTISED, *OTHERS)
+BASELINES = (REFERENCE, *(b for b in FLOATING if b != REFERENCE), *QUANTISED, *OTHERS)
 
 
 def main() -> None:
@@ -53,7 +57,12 @@ def main() -> None:
         rows += roofline(args, folder, rows)
     if not args.quick:
         batch = f"-batch{args.batch}" if args.batch > 1 else ""
-        save(f"latency-{args.architecture}-{args.size}-{args.device}{batch}", rows, vars(args))
+        dtype = {"dtype": str(dtype_of(args.device)).removeprefix("torch.")}
+        save(
+            f"latency-{args.architecture}-{args.size}-{args.device}{batch}",
+            rows,
+            vars(args) | dtype,
+        )
 
 
 def arguments() -> argparse.Namespace:
@@ -73,7 +82,7 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.quick:
         args.architecture, args.size, args.repeats = "tiny", 64, 2
-        args.only = args.only or [*SIXTEEN_BITS[:2], *QUANTISED, *OTHERS]
+        args.only = args.only or [*FLOATING[:2], *QUANTISED, *OTHERS]
     return args
 
 
@@ -130,16 +139,16 @@ def paired(
 
 
 def best_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each quantised UNet against the best 16-bit baseline of torch, by their ratios to the reference."""
+    """Each quantised UNet against the best of torch's floating point, by their ratios to the reference."""
     speedups = {r["name"]: r for r in rows if r["metric"] == SPEEDUP and r["value"]}
-    sixteen = {name: speedups[name]["value"] for name in SIXTEEN_BITS if name in speedups}
-    best = max(1.0, *sixteen.values()) if sixteen else 1.0
-    which = next((name for name, value in sixteen.items() if value == best), REFERENCE)
+    floating = {name: speedups[name]["value"] for name in FLOATING if name in speedups}
+    best = max(1.0, *floating.values()) if floating else 1.0
+    which = next((name for name, value in floating.items() if value == best), REFERENCE)
     made = []
     for name in QUANTISED:
         if name in speedups:
             three = [speedups[name][key] / best for key in ("low", "value", "high")]
-            made.append(row(name, f"times the best 16 bits ({which})", three) | {"n": 1})
+            made.append(row(name, f"times the best floating point ({which})", three) | {"n": 1})
     show(made)
     return made
 
@@ -166,9 +175,15 @@ def begin(args: argparse.Namespace) -> tuple[dict[str, float], Any]:
 
 
 def build(args: argparse.Namespace) -> Any:
-    half = torch.float16 if args.device == "cuda" else torch.bfloat16
     name = args.one if args.one in QUANTISED else "plain"
-    return load(Path(args.folder) / f"{args.architecture}-{name}", name, args.device, half)
+    path = Path(args.folder) / f"{args.architecture}-{name}"
+    return load(path, name, args.device, dtype_of(args.device))
+
+
+def dtype_of(device: str) -> torch.dtype:
+    if device == "cuda":
+        return torch.float16
+    return torch.bfloat16 if computes_in_bfloat16() else torch.float32
 
 
 def prepared(args: argparse.Namespace, unet: Any, inputs: dict[str, Any]) -> Any:
@@ -225,7 +240,8 @@ def openvino_step(unet: Any, inputs: dict[str, Any], *, int8: bool, threads: int
         names = [port.any_name for port in model.inputs]
         sample = nncf.Dataset([dict(zip(names, values, strict=True))])
         model = nncf.quantize(model, sample, subset_size=1)
-    settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": threads}
+    hint = "bf16" if computes_in_bfloat16() else "f32"
+    settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
     compiled = openvino.compile_model(model, "CPU", settings)
     return lambda: compiled(values)
 
@@ -252,10 +268,10 @@ def timed(step: Any, device: str) -> float:
 
 @torch.no_grad()
 def peaks(args: argparse.Namespace) -> dict[str, float]:
-    """The most multiplications and additions a second, in 16 bits and in 8, and bytes a second."""
-    half = torch.float16 if args.device == "cuda" else torch.bfloat16
+    """The most multiplications and additions a second, in floating point and in 8 bits, and bytes a second."""
+    dtype = dtype_of(args.device)
     n = 4096 if args.device == "cuda" else 2048
-    x = torch.randn(n, n, device=args.device).to(half)
+    x = torch.randn(n, n, device=args.device).to(dtype)
     quick = min(timed(lambda: x @ x, args.device) for _ in range(5))
     integers = torch.randint(-127, 128, (n, n), dtype=torch.int8, device=args.device)
     if args.device == "cuda":
@@ -264,16 +280,16 @@ def peaks(args: argparse.Namespace) -> dict[str, float]:
         whole = int8_seconds(integers)
     big = torch.empty(2**28, dtype=torch.uint8, device=args.device)
     copy = min(timed(lambda: big.clone(), args.device) for _ in range(3))
-    return {"16": 2 * n**3 / quick, "8": 2 * n**3 / whole, "bytes": 2 * len(big) / copy}
+    return {"floating": 2 * n**3 / quick, "8": 2 * n**3 / whole, "bytes": 2 * len(big) / copy}
 
 
 def int8_seconds(integers: torch.Tensor) -> float:
-    """One product by oneDNN."""
+    """One product by oneDNN, which lets it saturate where there is no VNNI."""
     onednn: Any = torch.ops.onednn
     steps, n = torch.ones(len(integers)), len(integers)
     weight = onednn.qlinear_prepack(integers, None)
     q, zeros = integers.view(torch.uint8), torch.zeros(n, dtype=torch.int32)
-    given = q, 1.0, 0, weight, steps, zeros, None, 1.0, 0, torch.bfloat16, "none", [], ""
+    given = q, 1.0, 0, weight, steps, zeros, None, 1.0, 0, dtype_of("cpu"), "none", [], ""
     return min(timed(lambda: onednn.qlinear_pointwise(*given), "cpu") for _ in range(5))
 
 
@@ -290,22 +306,22 @@ def roofline(
     process.end()
     best = {key: max(one[key] for one in found) for key in found[0]}
     layers, attention = products(args.architecture, args.size // 8, args.batch)
-    half = (layers + attention) / best["16"]
-    eight = layers / best["8"] + attention / best["16"]
+    whole = (layers + attention) / best["floating"]
+    eight = layers / best["8"] + attention / best["floating"]
     steps = {r["name"]: r["value"] for r in rows if r["metric"] == METRIC and r["value"]}
     made = [
-        row(name, "16-bit operations a second", [one["16"] for one in found]),
+        row(name, "floating-point operations a second", [one["floating"] for one in found]),
         row(name, "8-bit operations a second", [one["8"] for one in found]),
         row(name, "bytes a second", [one["bytes"] for one in found]),
         row(name, "operations of layers", [layers]),
         row(name, "operations of attention", [attention]),
-        row(name, "seconds at least, 16 bits", [half]),
+        row(name, "seconds at least, floating point", [whole]),
         row(name, "seconds at least, W8A8", [eight]),
-        row(name, "times 16 bits at most", [half / eight]),
+        row(name, "times floating point at most", [whole / eight]),
     ]
     for measured in (REFERENCE, "mixdq-w8a8"):
         if measured in steps:
-            least = half if measured == REFERENCE else eight
+            least = whole if measured == REFERENCE else eight
             made.append(row(measured, "share of the roofline", [least / steps[measured]]))
     show(made)
     return made
