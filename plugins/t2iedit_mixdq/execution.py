@@ -29,13 +29,13 @@ class Workshop:
     products: Products | None = None
     """The integer products of CPUs that lack oneDNN's."""
     scratch: onednn.Scratch = field(default_factory=onednn.Scratch)
-    room: avx2.Room = field(default_factory=dict)
+    room: avx2.Room = field(default_factory=avx2.Room)
     notes: list[str] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
         """What layers unpack into."""
-        return self.scratch.nbytes + sum(map(len, self.room.values()))
+        return self.scratch.nbytes + self.room.nbytes
 
     def kernel(self, weights: Weights, *, whole_inputs: bool) -> tuple[Kernel, str]:
         """The kernel for one part of a layer, and why it is not an integer one if it is not."""

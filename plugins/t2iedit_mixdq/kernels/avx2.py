@@ -15,8 +15,23 @@ from t2iedit_mixdq.quantizers import Affine
 
 OUTPUTS = 16
 """Outputs of a panel of weights."""
-Room = dict[int, Int8[Tensor, " n"]]
-"""One model's panels that packed layers of equal size unpack into, one after the other."""
+
+
+class Room:
+    """Memory that one model's packed layers unpack into, one after the other; as large as the largest needs."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.int8)
+
+    def take(self, size: int) -> Int8[Tensor, " n"]:
+        """So many bytes, which the next layer will write over."""
+        if len(self._bytes) < size:
+            self._bytes = torch.empty(size, dtype=torch.int8)
+        return self._bytes[:size]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self._bytes)
 
 
 def fits(weights: Weights) -> str:
@@ -56,6 +71,8 @@ class Avx2(Kernel):
             by_panel = padded.unflatten(0, (-1, OUTPUTS)).transpose(1, 2)
             self._multipliers = by_panel[:, :, None, :, None].contiguous()
         self._prepared: tuple[Affine, Tensor | None, Tensor, Tensor] | None = None
+        if self.bits != 8:
+            room.take(panels.numel())
 
     @property
     def nbytes(self) -> int:
@@ -92,9 +109,7 @@ class Avx2(Kernel):
         if self.bits == 8:
             return self._content
         size = self.inputs * (len(self.delta) + -len(self.delta) % OUTPUTS)
-        if size not in self.room:
-            self.room[size] = torch.empty(size, dtype=torch.int8)
-        room = self.room[size]
+        room = self.room.take(size)
         unpack_into(self._content, self.bits, room)
         if self._multipliers is not None:
             panels, groups, _, outputs, _ = self._multipliers.shape
