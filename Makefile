@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 
-.PHONY: image demo setup check format test test-slow template docs shapes clean
+.PHONY: image demo setup check format test test-slow test-gpu template docs shapes clean
 
 image: $(SETUP)  ## an edited picture and its comparison, with the bundled model
 	$(BIN)/t2iedit generate "a red circle and a blue square on a white background" \
@@ -37,6 +37,9 @@ test: $(SETUP)  ## under ten minutes on two cores
 
 test-slow: $(SETUP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+test-gpu: $(SETUP)  ## what needs CUDA; nothing elsewhere
+	$(BIN)/python -m pytest -m gpu
 
 template: $(SETUP)  ## build the wheel, install it and a third-party plugin elsewhere, and find the plugin
 	sh plugins/template/check.sh $(BIN)/python

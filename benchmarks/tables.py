@@ -226,12 +226,98 @@ def tuned() -> list[str]:
     ]
 
 
+def latency() -> str:
+    """A table for each architecture that was timed, and how far the machine lets eight bits go."""
+    parts = []
+    for path in sorted(RESULTS.glob("latency-*.json")):
+        kept = json.loads(path.read_text())
+        of, rows = kept["settings"], kept["rows"]
+        found = {(row["name"], row["metric"]): row for row in rows}
+        where = f"{of['architecture']} at {of['size']}, batch {of['batch']}, {of['dtype']}, {of['threads']} thread(s) of {kept['machine']['processor']}"
+        lines = [f"| {where} | {' | '.join(TIMES)} |", f"|---{'|---' * len(TIMES)}|"]
+        for name in dict.fromkeys(row["name"] for row in rows if row["metric"] == TIMES[0]):
+            cells = [spread(found.get((name, metric))) for metric in TIMES]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+        best = [row for row in rows if row["metric"].startswith("times the best")]
+        told = [f"{row['name']} {spread(row)} {row['metric']}" for row in best]
+        most = found.get(("roofline", "times floating point at most"))
+        told += [f"arithmetic alone allows W8A8 {most['value']:.2f} times at most"] if most else []
+        parts.append("; ".join(told) + ".")
+    if not parts:
+        return ""
+    said = "`python benchmarks/latency.py`: one UNet step, random weights, each in turn with the first; medians and extremes."
+    return "\n\n".join([said, *parts])
+
+
+TIMES = ("seconds a step", "times the reference", "seconds to load")
+
+
+def spread(row: Row | None) -> str:
+    if row is None:
+        return ""
+    if not row["n"]:
+        return f"not measured: {row['why']}"
+    return f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+
+
+def quantization() -> str:
+    parts = []
+    kinds = {
+        "quantization-shapes": "The bundled model.",
+        "quantization-shapes-turbo": "Its few-step sibling, four steps.",
+        "quantization-shapes-outlier": "The bundled model with text channels appended that are 800 in BOS rows and that nothing listens to, simulated.",
+    }
+    for name, title in kinds.items():
+        if rows := rows_of(name):
+            parts += [title, quantised_rows(rows)]
+            edits = [row for row in rows if " with " in row["name"]]
+            if edits:
+                parts.append(
+                    "; ".join(f"{r['name']}: {r['metric']} {plain(r)}" for r in edits) + "."
+                )
+    if not parts:
+        return ""
+    said = (
+        "`python benchmarks/quantization.py`: pictures against those of the floating-point model, the same prompts and seeds. SSIM: median;"
+        " `prompts right`: by the detector, in per cent, and its paired difference; times are taken in turn with the floating-point model."
+    )
+    return "\n\n".join([said, *parts])
+
+
+COLUMNS = (
+    "bits of weights", "bits of inputs", "SSIM", "SQNR in dB", "prompts right", "prompts right, less whole",
+    "bytes", "times as fast", "agreement with simulation in dB",
+)  # fmt: skip
+
+
+def quantised_rows(rows: Sequence[Row]) -> str:
+    found = {(row["name"], row["metric"]): row for row in rows}
+    names = [n for n in dict.fromkeys(row["name"] for row in rows) if " with " not in n]
+    metrics = [m for m in COLUMNS if any(row["metric"] == m for row in rows)]
+    lines = [f"| | {' | '.join(metrics)} |", f"|---{'|---' * len(metrics)}|"]
+    for name in names:
+        cells = [plain(found.get((name, metric))) for metric in metrics]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plain(row: Row | None) -> str:
+    if row is None or not row["n"]:
+        return ""
+    if row["metric"].startswith("prompts right"):
+        return cell(row | {"metric": row["metric"].replace("less", "more than")})
+    if row["metric"] == "bytes":
+        return f"{row['value'] / 1e6:.1f} MB"
+    return f"{row['value']:.3f}" if "SSIM" in row["metric"] else f"{row['value']:.3g}"
+
+
 SHARE = ", share of 16 bits"
 SECTIONS: dict[str, Sequence[Callable[[], str]]] = {
     "plugins/t2iedit_zero/README.md": (composition, lambda: overhead("t2i_zero")),
     "plugins/t2iedit_decor/README.md": (leakage, lambda: overhead("decor")),
     "plugins/t2iedit_context/README.md": (personalization,),
-    "plugins/t2iedit_mixdq/README.md": (memory,),
+    "plugins/t2iedit_mixdq/README.md": (quantization, latency, memory),
 }
 
 
