@@ -12,7 +12,7 @@ def bars(values: Sequence[tuple[str, float, float]], title: str) -> Image.Image:
     """A line for each name: its value as a bar, blue under its limit and red over it, the limit as a stroke at half its length."""
     font = ImageFont.load_default(size=12)
     left = 2 * GAP + max(round(font.getlength(name)) for name, *_ in values)
-    size = left + LONGEST + 80, (len(values) + 1) * ROW + 2 * GAP
+    size = left + LONGEST + 130, (len(values) + 1) * ROW + 2 * GAP
     picture = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((GAP, GAP), title, INK, font)
