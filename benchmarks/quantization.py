@@ -5,6 +5,8 @@
     python benchmarks/quantization.py -m shapes --outlier
     python benchmarks/quantization.py --quick
 
+Rows are saved as they come, and with --folder the same command goes on where it was stopped.
+
 Each row is quantised into a folder, opened packed and run on the same prompts and seeds: similarity (SSIM) and signal to
 noise (SQNR) to the floating-point model, the share of prompts that the detector finds fulfilled and how it differs from
 that model's on the same prompts, true bits, bytes, and seconds a picture, taken in turn with that model. Then the rows
@@ -13,19 +15,21 @@ widened `to_k` and `to_v` multiply by zero: the floating-point model is unchange
 """
 
 import argparse
+import json
 import math
+import shutil
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
-from common import paired, row, save, share, show
+from common import RESULTS, paired, row, save, share, show
 from diffusers import UNet2DConditionModel
 from PIL.Image import Image
 from t2iedit_decor import Decor
@@ -70,6 +74,7 @@ EDITS = {
     "t2i_zero": T2IZero(concepts=["circle"]),
 }
 """Edits that are tried on a packed model, with prompts that have a circle."""
+EDITED = [f"W8A8 with {name}" for name in EDITS]
 BATCH = 16
 TIMED = 8
 """Pictures that are timed in turn."""
@@ -103,27 +108,52 @@ def main() -> None:
     model = opened(args)
     tasks = make_tasks(args.n, Random(0))
     settings = Settings(SHAPES[: args.calibration], steps=args.steps)
-    with tempfile.TemporaryDirectory() as scratch:
+    with ExitStack() as stack:
+        scratch = args.folder or stack.enter_context(tempfile.TemporaryDirectory())
         references = pictures(model, tasks, args.steps)
         judged = replace(settings, prompts=settings.prompts[: args.judges])
         bench = Bench(model, judged, {})
         right = fulfilled(tasks, references)
         work = Work(args, model, settings, tasks, Path(scratch), references, right, bench)
-        rows = [accuracy("floating point", right)]
-        layers = survey(model.denoiser)
-        rows += [row("floating point", "bytes", [float_bytes(layers, model.denoiser)])]
-        show(rows)
+        rows = measured_before(args)
+        if not rows:
+            layers = survey(model.denoiser)
+            whole = float_bytes(layers, model.denoiser)
+            rows = [accuracy("floating point", right), row("floating point", "bytes", [whole])]
+            show(rows)
         for name in args.only or (ABLATION if args.outlier else ROWS):
-            made = measure(work, name)
-            show(made)
-            rows += made
-        if not args.outlier:
-            made = edited(work)
-            show(made)
-            rows += made
+            if not any(made["name"] == name for made in rows):
+                rows = kept(args, [*rows, *measure(work, name)], name)
+        if not args.outlier and not any(made["name"] in EDITED for made in rows):
+            kept(args, [*rows, *edited(work)], *EDITED)
+
+
+def stem(args: argparse.Namespace) -> str:
+    return f"quantization-{Path(args.model).name}{'-outlier' if args.outlier else ''}"
+
+
+def told(args: argparse.Namespace) -> dict[str, Any]:
+    """What rows depend on."""
+    return {key: value for key, value in vars(args).items() if key not in ("only", "folder")}
+
+
+def measured_before(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of a run with the same settings that was stopped."""
+    path = RESULTS / f"{stem(args)}.json"
+    if args.quick or not args.folder or not path.exists():
+        return []
+    stored = json.loads(path.read_text())
+    rows = stored["rows"] if stored["settings"] == told(args) else []
+    print(f"{len(rows)} rows are there already, in {path}")
+    return rows
+
+
+def kept(args: argparse.Namespace, rows: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
+    """The rows, those of these names shown, and all of them saved: a run takes long."""
+    show([made for made in rows if made["name"] in names])
     if not args.quick:
-        kind = "-outlier" if args.outlier else ""
-        save(f"quantization-{Path(args.model).name}{kind}", rows, vars(args))
+        save(stem(args), rows, told(args))
+    return rows
 
 
 def arguments() -> argparse.Namespace:
@@ -135,6 +165,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--calibration", type=int, default=16, help="calibration prompts")
     parser.add_argument("--only", nargs="*", choices=ROWS)
     parser.add_argument("--outlier", action="store_true", help="with BOS outliers, simulated")
+    parser.add_argument(
+        "--folder", help="where calibration and sensitivity are kept; a run goes on"
+    )
     parser.add_argument("--quick", action="store_true", help="an untrained tiny model, few rows")
     args = parser.parse_args()
     if args.quick:
@@ -198,7 +231,7 @@ def measure(work: Work, name: str) -> list[dict[str, Any]]:
             images = pictures(work.model, work.tasks, work.args.steps)
             rows += [row(name, "SQNR in dB", [bench.signal()])]
         return rows + compared(name, work, images)
-    folder = work.folder / name.replace(" ", "-").replace(",", "")
+    folder = emptied(work.folder / name.replace(" ", "-").replace(",", ""))
     write_model(work.model, recipe, job.found(recipe), folder)
     packed = t2iedit.open_model(folder, dtype=work.model.dtype)
     images = pictures(packed, work.tasks, work.args.steps)
@@ -209,6 +242,12 @@ def measure(work: Work, name: str) -> list[dict[str, Any]]:
     ]
     rows += [row(name, "bytes", [static_bytes(packed.denoiser)]), *seconds(name, work, packed)]
     return [*rows, *compared(name, work, images)]
+
+
+def emptied(folder: Path) -> Path:
+    """Not there, though a run that was stopped may have left it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 def seconds(name: str, work: Work, packed: t2iedit.Model) -> list[dict[str, Any]]:
@@ -250,7 +289,7 @@ def edited(work: Work) -> list[dict[str, Any]]:
     """What each edit does to pictures on the whole model, and how near the packed model comes to that."""
     job = Quantising(work.model, Wish(8, 8), work.settings, work.folder / "work")
     recipe = job.recipe()
-    folder = work.folder / "edited"
+    folder = emptied(work.folder / "edited")
     write_model(work.model, recipe, job.found(recipe), folder)
     packed = t2iedit.open_model(folder, dtype=work.model.dtype)
     tasks = [task for task in work.tasks if "circle" in task.prompt][:TIMED] or work.tasks[:1]
