@@ -220,7 +220,7 @@ def test_machine_without_integer_products_is_said_once(case, monkeypatch):
     monkeypatch.setattr(execution, "products", lambda: None)
     packed = t2iedit.open_model(case[3][8, 8])
     report = t2iedit.generate(packed, t2iedit.Request(PROMPT, steps=1, seeds=(0, 1))).report
-    assert report["warnings"] == [NO_PRODUCTS]
+    assert report["warnings"].count(NO_PRODUCTS) == 1
 
 
 def test_saturated_prompt_is_warned_about(case):

@@ -247,7 +247,7 @@ def test_without_integer_products_the_slower_path_is_right_and_said_once(monkeyp
         simulated, executed = both(module, x, tools=tools)
         assert executed.engine == "dequantised" and "no integer products" in executed.reason
         assert sqnr(simulated(x), executed(x)) > 60
-    assert tools.notes == [NO_PRODUCTS]
+    assert tools.notes.count(NO_PRODUCTS) == 1
 
 
 @pytest.fixture(scope="module")
