@@ -323,6 +323,20 @@ def test_layers_on_avx2_compute_what_their_simulation_does(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_inputs_may_lie_in_memory_in_any_order_on_avx2(compiled, monkeypatch, dtype):
+    monkeypatch.setattr(onednn, "available", lambda: False)
+    for form, turned in (("linear without bias", (1, 0)), ("convolution", (3, 1, 0, 2))):
+        module, shape, _ = FORMS[form]
+        x = inputs(shape)
+        _, executed = both(module, x)
+        back = tuple(turned.index(axis) for axis in range(x.ndim))
+        other = x.permute(turned).contiguous().permute(back)
+        assert not other.is_contiguous()
+        assert torch.equal(executed(x.to(dtype)), executed(other.to(dtype)))
+
+
+@torch.no_grad()
 def test_steps_for_groups_on_avx2(compiled, monkeypatch):
     monkeypatch.setattr(onednn, "available", lambda: False)
     module, x = nn.Linear(48, 40), inputs((3, 7, 48))

@@ -88,7 +88,7 @@ class Avx2(Kernel):
             q = self.tools.quantise(x, grid).reshape(1, -1, 1, x.shape[-1])
             y = self.products.multiply(q, (1, 1), (1, 1), *arguments)
             return y.view(*x.shape[:-1], -1).to(x.dtype)
-        q = self.tools.quantise(x, grid, self.geometry.padding).permute(0, 2, 3, 1).contiguous()
+        q = self.tools.quantise(x, grid, self.geometry.padding).permute(0, 2, 3, 1)
         high, wide = self.geometry.shape[2:]
         y = self.products.multiply(q, (high, wide), self.geometry.stride, *arguments)
         return y.permute(0, 3, 1, 2).to(x.dtype)

@@ -150,6 +150,7 @@ class Products:
         dtype: torch.dtype,
     ) -> Float[Tensor, "images high wide out"]:
         """sum * scale + bias of each patch of framed images, in float32 or bfloat16; `scale` and `bias` fill whole panels."""
+        q = q.contiguous()
         images, height, width, channels = q.shape
         high, wide = (
             (n - w) // s + 1 for n, w, s in zip(q.shape[1:3], window, stride, strict=True)
