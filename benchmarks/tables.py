@@ -136,7 +136,7 @@ def overhead(edit: str) -> str:
     ]
     return "\n\n".join(
         [
-            "`python benchmarks/overhead.py`; SD 1.5 and SDXL, where they were measured, in their true size with random weights.",
+            "`python benchmarks/overhead.py`, on one core; SD 1.5 and SDXL in their true size at 512, with random weights.",
             "\n".join(lines),
         ]
     )
