@@ -186,15 +186,29 @@ def show(rows: Sequence[dict]) -> None:
         print(f"{entry['name']:28} {entry['metric']:34} {value:>14}   {spread}", flush=True)
 
 
+KNOWN = ("avx2", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+
+
+def machine_kind(device: str) -> str:
+    """The device, and of a CPU the best instructions that matter here: results of the two are kept apart."""
+    flags = _cpu_facts().get("flags", "").split()
+    best = next((flag for flag in ("amx_int8", "avx512_vnni", "avx2") if flag in flags), "")
+    return "-".join(filter(None, (device, best.partition("_")[0]))) if device == "cpu" else device
+
+
 def _processor() -> str:
     """The model's name, and which of the instructions that matter here it has."""
+    facts = _cpu_facts()
+    flags = facts.get("flags", "").split()
+    has = " ".join(flag for flag in KNOWN if flag in flags)
+    return f"{facts.get('model name', platform.processor())} ({has})"
+
+
+def _cpu_facts() -> dict[str, str]:
+    """What Linux says of the first CPU."""
     info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return platform.processor()
     facts: dict[str, str] = {}
-    for line in info.read_text().splitlines():
+    for line in info.read_text().splitlines() if info.exists() else []:
         key, _, value = line.partition(":")
         facts.setdefault(key.strip(), value.strip())
-    flags = facts.get("flags", "").split()
-    known = ("avx2", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
-    return f"{facts.get('model name', platform.processor())} ({' '.join(flag for flag in known if flag in flags)})"
+    return facts

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Failed, Process, limit_memory, not_measured, row, save, serve, show
+from common import Failed, Process, limit_memory, machine_kind, not_measured, row, save, serve, show
 from t2iedit_mixdq.architectures import example_inputs
 from unets import LOUD, QUANTISED, channels_last, load, prepare, products
 
@@ -59,7 +59,7 @@ def main() -> None:
         batch = f"-batch{args.batch}" if args.batch > 1 else ""
         dtype = {"dtype": str(dtype_of(args.device)).removeprefix("torch.")}
         save(
-            f"latency-{args.architecture}-{args.size}-{args.device}{batch}",
+            f"latency-{args.architecture}-{args.size}-{machine_kind(args.device)}{batch}",
             rows,
             vars(args) | dtype,
         )

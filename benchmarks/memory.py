@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Failed, Process, limit_memory, not_measured, row, save, serve, show
+from common import Failed, Process, limit_memory, machine_kind, not_measured, row, save, serve, show
 from t2iedit_mixdq.architectures import example_inputs
 from t2iedit_mixdq.memory import Watched, taken
 from unets import QUANTISED, channels_last, load, prepare
@@ -43,7 +43,7 @@ def main() -> None:
     rows += [entry for name in QUANTISED for entry in shares(name, found)]
     show(rows)
     if not args.quick:
-        save(f"memory-{args.architecture}-{args.size}-{args.device}", rows, vars(args))
+        save(f"memory-{args.architecture}-{args.size}-{machine_kind(args.device)}", rows, vars(args))
 
 
 def arguments() -> argparse.Namespace:

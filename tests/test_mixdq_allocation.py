@@ -106,6 +106,10 @@ def test_groups_are_solved_apart_with_their_own_widths():
                 assert bits in ALLOWED[of][layers[name].group]
     with pytest.raises(BudgetNotReachable, match="reached"):
         candidates(scores, layers, "activations", 3.0)
+    # (2 * 2000 + 4 * 1200) / 3200 = 2.75 is the least; none of the paper's splits lies so near it.
+    assert not list(splits("weights", 2.8, 2000, 1200))
+    for allocation in candidates(scores, layers, "weights", 2.8):
+        assert 2.75 <= allocation.mean <= 2.8 + SLACK
 
 
 def test_most_sensitive_are_the_worst_of_each_group():

@@ -1,6 +1,6 @@
 """Which layer gets how many bits: MixDQ's integer programs (arXiv 2405.17873), solved by HiGHS through scipy."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,7 +104,9 @@ def candidates(
 ) -> list[Allocation]:
     """An allocation for each budget split, the groups solved apart since their scores are of different kinds.
 
-    Without `decoupled`, scores of one kind for all, it is one program (the paper's ablation). Raises `BudgetNotReachable` with the reachable range if there is none.
+    Where none of the paper's splits can be met, as near the ends of what is reachable, all that can be are tried (our
+    choice). Without `decoupled`, scores of one kind for all, it is one program (the paper's ablation). Raises
+    `BudgetNotReachable` with the reachable range if there is none.
     """
     size = "weights" if of == "weights" else "inputs"
     allowed = restricted(scores, layers, of)
@@ -114,9 +116,34 @@ def candidates(
         groups[layers[name].group][name] = by_bits
     if not decoupled or not all(groups.values()):
         return [allocate(allowed, sizes, budget)]
-    totals = {g: sum(sizes[name] for name in members) for g, members in groups.items()}
-    found = []
-    for means in splits(of, budget, totals["content"], totals["quality"]):
+    content, quality = (sum(sizes[name] for name in members) for members in groups.values())
+    ways = splits(of, budget, content, quality), remainders(groups, sizes, budget)
+    for pairs in ways:
+        if found := list(_solved(groups, sizes, pairs)):
+            return _distinct(found)
+    raise _unreachable(budget, *reachable(allowed, sizes))
+
+
+Groups = Mapping[Group, Scores]
+"""The scores of each group's layers."""
+
+
+def remainders(
+    groups: Groups, sizes: Mapping[str, int], budget: float
+) -> Iterator[tuple[float, float]]:
+    """Pairs (content mean, quality mean) for a global mean: ten of all that the quality group can have, and what that leaves."""
+    content, quality = (sum(sizes[name] for name in members) for members in groups.values())
+    for of_quality in np.linspace(*reachable(groups["quality"], sizes), 10):
+        rest = budget * (content + quality) - of_quality * quality
+        yield float(rest / content), float(of_quality)
+
+
+def _solved(
+    groups: Groups, sizes: Mapping[str, int], pairs: Iterable[tuple[float, float]]
+) -> Iterator[Allocation]:
+    """Both groups' programs for each pair of means that can be met."""
+    totals = [sum(sizes[name] for name in members) for members in groups.values()]
+    for means in pairs:
         try:
             parts = [
                 allocate(members, sizes, mean)
@@ -124,10 +151,7 @@ def candidates(
             ]
         except BudgetNotReachable:
             continue
-        found.append(_joined(parts, list(totals.values())))
-    if not found:
-        raise _unreachable(budget, *reachable(allowed, sizes))
-    return _distinct(found)
+        yield _joined(parts, totals)
 
 
 def restricted(scores: Scores, layers: Mapping[str, Layer], of: str) -> dict[str, dict[int, float]]:
