@@ -43,7 +43,9 @@ def main() -> None:
     rows += [entry for name in QUANTISED for entry in shares(name, found)]
     show(rows)
     if not args.quick:
-        save(f"memory-{args.architecture}-{args.size}-{machine_kind(args.device)}", rows, vars(args))
+        save(
+            f"memory-{args.architecture}-{args.size}-{machine_kind(args.device)}", rows, vars(args)
+        )
 
 
 def arguments() -> argparse.Namespace:

@@ -12,10 +12,11 @@ from t2iedit_mixdq import execution
 from t2iedit_mixdq.bos import BosLookup, BosRows, BosTable
 from t2iedit_mixdq.calibration import make_scheme
 from t2iedit_mixdq.execution import NO_PRODUCTS, execute_layer, workshop
-from t2iedit_mixdq.kernels import avx2, onednn
+from t2iedit_mixdq.kernels import onednn
 from t2iedit_mixdq.kernels.base import Weights, geometry_of
 from t2iedit_mixdq.kernels.int_mm import IntMm, fits
 from t2iedit_mixdq.kernels.native import Panels, Passes, Remembered, passes, products
+from t2iedit_mixdq.kernels.panels import OUTPUTS, arranged
 from t2iedit_mixdq.memory import EVERY, Watched, taken
 from t2iedit_mixdq.packing import pack, packed_size, unpack
 from t2iedit_mixdq.quantizers import observed_ranges
@@ -34,7 +35,10 @@ FORMS = {
     "dilated": (nn.Conv2d(8, 8, 3, padding=2, dilation=2), (1, 8, 9, 9), 0),
     "split shortcut": (nn.Conv2d(24, 16, 1), (2, 24, 5, 5), 8),
     "odd sizes": (nn.Conv2d(3, 5, 3, padding=1), (1, 3, 7, 5), 0),
+    "channels in whole tiles": (nn.Conv2d(64, 48, 3, padding=1), (2, 64, 9, 7), 0),
 }
+ONEDNN = "oneDNN int8"
+ENGINES = (ONEDNN, "AMX int8", "AVX2 int8")
 
 
 def sqnr(reference, other):
@@ -83,6 +87,18 @@ def native():
     return made
 
 
+@pytest.fixture(params=ENGINES)
+def engine(request, monkeypatch):
+    """The engine of integer layers, for each that this machine has."""
+    made = [one for one in products() if one.engine == request.param]
+    if not made and (request.param != ONEDNN or not onednn.available()):
+        pytest.skip(f"this machine has no {request.param}")
+    monkeypatch.setattr(execution, "products", lambda: made)
+    if request.param == "AVX2 int8":
+        monkeypatch.setattr(onednn, "available", lambda: False)
+    return request.param
+
+
 @given(st.lists(st.integers(-8, 7), max_size=30), st.sampled_from([2, 4]))
 def test_packing_gives_the_integers_back(values, bits):
     integers = torch.tensor([max(-2, min(1, v)) if bits == 2 else v for v in values]).to(torch.int8)
@@ -91,19 +107,22 @@ def test_packing_gives_the_integers_back(values, bits):
     assert torch.equal(unpack(packed, bits, len(values)), integers)
 
 
-@needs_vnni
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("weight_bits", "act_bits"), [(8, 8), (4, 8), (2, 8), (8, 4), (4, 2)])
 @torch.no_grad()
-def test_execution_agrees_with_simulation(form, weight_bits, act_bits):
+def test_execution_agrees_with_simulation(engine, form, weight_bits, act_bits):
     module, shape, split = FORMS[form]
     x = inputs(shape, split)
     simulated, executed = both(module, x, split, weight_bits, act_bits)
-    assert executed.engine == "oneDNN int8" and executed.reason == ""
+    if form == "dilated" and engine != ONEDNN:
+        assert executed.engine == "dequantised" and "dilated" in executed.reason
+    else:
+        assert executed.engine == engine and executed.reason == ""
     assert sqnr(simulated(x), executed(x)) > 60
-    half = x.bfloat16()
-    made = executed(half)
-    assert made.dtype == torch.bfloat16 and sqnr(simulated(half.float()), made.float()) > 40
+    for dtype in (torch.bfloat16, torch.float16):
+        half = x.to(dtype)
+        made = executed(half)
+        assert made.dtype == dtype and sqnr(simulated(half.float()), made.float()) > 40
 
 
 @needs_vnni
@@ -162,9 +181,8 @@ def test_int_mm_says_what_it_cannot_take():
     assert fits(geometry_of(nn.Linear(16, 8))) == ""
 
 
-@needs_vnni
 @torch.no_grad()
-def test_padding_is_real_zero_and_not_the_zero_point():
+def test_padding_is_real_zero_and_not_the_zero_point(engine):
     module, shape, _ = FORMS["convolution"]
     x = inputs(shape) + 3
     simulated, executed = both(module, x)
@@ -176,10 +194,9 @@ def test_padding_is_real_zero_and_not_the_zero_point():
     assert sqnr(simulated(x), padded) < 40
 
 
-@needs_vnni
 @pytest.mark.parametrize("form", ["linear", "convolution", "split shortcut"])
 @torch.no_grad()
-def test_batch_of_four_equals_four_singles(form):
+def test_batch_of_four_equals_four_singles(engine, form):
     module, shape, split = FORMS[form]
     x = inputs((4, *shape[1:]), split)
     for bits in (8, 4):
@@ -188,9 +205,8 @@ def test_batch_of_four_equals_four_singles(form):
         assert torch.allclose(executed(x), alone, atol=1e-5)
 
 
-@needs_vnni
 @torch.no_grad()
-def test_slices_that_do_not_lie_together_are_read_right():
+def test_slices_that_do_not_lie_together_are_read_right(engine):
     """The released kernel takes the raw pointer of x[:, 1:] and is wrong from the second image on."""
     module, _, _ = FORMS["linear"]
     x = inputs((3, 8, 24))
@@ -210,8 +226,7 @@ def test_slices_that_do_not_lie_together_are_read_right():
     assert torch.allclose(executed(turned), executed(turned.contiguous()), atol=1e-6)
 
 
-@needs_vnni
-def test_four_bits_take_half_the_memory_of_eight():
+def test_four_bits_take_half_the_memory_of_eight(engine):
     """The released code silently keeps 16-bit weights here."""
     module = nn.Linear(256, 512)
     x = inputs((2, 256))
@@ -239,7 +254,7 @@ def test_whole_inputs_keep_packed_weights_and_say_so():
 @torch.no_grad()
 def test_without_integer_products_the_slower_path_is_right_and_said_once(monkeypatch):
     monkeypatch.setattr(onednn, "available", lambda: False)
-    monkeypatch.setattr(execution, "products", lambda: None)
+    monkeypatch.setattr(execution, "products", list)
     tools = workshop(CPU, large=False)
     for form in ("linear", "convolution"):
         module, shape, split = FORMS[form]
@@ -250,13 +265,13 @@ def test_without_integer_products_the_slower_path_is_right_and_said_once(monkeyp
     assert tools.notes.count(NO_PRODUCTS) == 1
 
 
-@pytest.fixture(scope="module")
-def compiled():
+@pytest.fixture(params=ENGINES[1:])
+def compiled(request):
     """The products in C, compiled for this machine."""
-    made = products()
-    if made is None:
-        pytest.skip("this machine compiles no integer products")
-    return made
+    made = [one for one in products() if one.engine == request.param]
+    if not made:
+        pytest.skip(f"this machine has no {request.param}")
+    return made[0]
 
 
 def exact_and_made(compiled, bits, shape, outputs, window, stride, fitting=None):
@@ -268,11 +283,12 @@ def exact_and_made(compiled, bits, shape, outputs, window, stride, fitting=None)
         -top, top, (outputs, *window, shape[3]), dtype=torch.int8, generator=generator
     )
     q[:, : shape[1] // 2], weights[::2], weights[1::4] = 255, -top, top - 1
-    fitting = 32767 // (2 * 255 * top) if fitting is None else fitting
-    rows = avx2.arranged(weights.flatten(1), 4 if fitting else 2)
-    inputs = rows[0].numel() // avx2.OUTPUTS
-    panels = Panels(rows.flatten(), inputs, outputs, fitting)
-    fill = -outputs % avx2.OUTPUTS + outputs
+    fitting = compiled.fitting(top) if fitting is None else fitting
+    rows = arranged(weights.flatten(1), 4 if fitting else 2, compiled.step).flatten(1)
+    inputs, packed = rows.shape[1] // OUTPUTS, compiled.unpacks and bits in (2, 4)
+    content, stored = (pack(rows, bits), bits) if packed else (rows, 8)
+    panels = Panels(content, inputs, outputs, stored, fitting)
+    fill = -outputs % OUTPUTS + outputs
     made = compiled.multiply(
         q, window, stride, panels, torch.ones(fill), torch.zeros(fill), torch.float32
     )
@@ -286,16 +302,31 @@ PRODUCTS = [
     ((2, 9, 6, 12), 20, (3, 3), (1, 1)),
     ((2, 9, 8, 5), 7, (3, 3), (2, 2)),
     ((1, 5, 5, 1), 1, (1, 3), (1, 2)),
+    # Whole tiles of channels: read where they lie, up to the image's end.
+    ((2, 11, 8, 64), 48, (3, 3), (1, 1)),
+    ((1, 3, 3, 128), 33, (3, 3), (1, 1)),
+    ((3, 9, 9, 64), 20, (3, 3), (2, 2)),
+    ((1, 300, 1, 192), 70, (1, 1), (1, 1)),
+    # More weights, and more inputs, than stay in a cache.
+    ((1, 7, 5, 320), 260, (3, 3), (1, 1)),
+    ((1, 66, 66, 256), 40, (3, 3), (1, 1)),
 ]
 
 
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("bits", [8, 7, 4, 2])
 @pytest.mark.parametrize("case", PRODUCTS)
-def test_integer_products_are_exact(compiled, bits, case):
-    exact, made = exact_and_made(compiled, bits, *case)
+def test_integer_products_are_exact(compiled, bits, case, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        exact, made = exact_and_made(compiled, bits, *case)
+    finally:
+        torch.set_num_threads(before)
     assert torch.equal(exact.float(), made)
 
 
+@pytest.mark.parametrize("compiled", ["AVX2 int8"], indirect=True)
 @pytest.mark.parametrize(("bits", "fitting"), [(8, 1), (7, 2), (4, 16)])
 def test_more_products_in_sixteen_bits_than_fit_are_wrong(compiled, bits, fitting):
     """What AVX2's multiplication of bytes makes of eight bits if nobody looks: it saturates."""
@@ -305,27 +336,15 @@ def test_more_products_in_sixteen_bits_than_fit_are_wrong(compiled, bits, fittin
     assert (exact - made).abs().max() > 1000
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("bits", [8, 4, 2])
-@pytest.mark.parametrize("form", [form for form in FORMS if form != "dilated"])
-def test_layers_on_avx2_compute_what_their_simulation_does(
-    compiled, monkeypatch, form, bits, dtype
-):
-    monkeypatch.setattr(onednn, "available", lambda: False)
-    module, shape, split = FORMS[form]
-    x = inputs(shape, split).to(dtype).float()
-    simulated, executed = both(module, x, split, bits)
-    assert executed.engine == "AVX2 int8" and not executed.reason
-    made = executed(x.to(dtype))
-    assert made.dtype == dtype
-    assert sqnr(simulated(x), made) > (100 if dtype == torch.float32 else 40)
+def test_tiles_are_used_wherever_they_are_and_other_products_only_without_onednn():
+    made, there = workshop(CPU, large=False).products, [one.engine for one in products()]
+    expected = there[:1] if "AMX int8" in there or not onednn.available() else []
+    assert [one.engine for one in (made,) if one] == expected
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_inputs_may_lie_in_memory_in_any_order_on_avx2(compiled, monkeypatch, dtype):
-    monkeypatch.setattr(onednn, "available", lambda: False)
+def test_inputs_may_lie_in_memory_in_any_order(engine, dtype):
     for form, turned in (("linear without bias", (1, 0)), ("convolution", (3, 1, 0, 2))):
         module, shape, _ = FORMS[form]
         x = inputs(shape)
@@ -337,13 +356,12 @@ def test_inputs_may_lie_in_memory_in_any_order_on_avx2(compiled, monkeypatch, dt
 
 
 @torch.no_grad()
-def test_steps_for_groups_on_avx2(compiled, monkeypatch):
-    monkeypatch.setattr(onednn, "available", lambda: False)
+@pytest.mark.usefixtures("engine")
+def test_groups_of_inputs_in_no_whole_fours_are_left_to_floating_point():
     module, x = nn.Linear(48, 40), inputs((3, 7, 48))
-    for group, engine in ((8, "AVX2 int8"), (6, "dequantised")):
-        simulated, executed = both(module, x, weight_bits=4, group=group)
-        assert executed.engine == engine
-        assert sqnr(simulated(x), executed(x)) > 100
+    simulated, executed = both(module, x, weight_bits=4, group=6)
+    assert executed.engine == "dequantised"
+    assert sqnr(simulated(x), executed(x)) > 60
 
 
 def test_bos_rows_are_first_rows_of_windows_or_those_given():
@@ -535,10 +553,9 @@ def test_one_input_is_quantised_once_and_a_changed_one_anew(native):
     assert torch.equal(remembered.quantise(x.clone(), grid), native.quantise(x, grid))
 
 
-@needs_vnni
 @pytest.mark.parametrize("bits", [2, 4])
 @torch.no_grad()
-def test_steps_for_groups_are_executed_as_simulated(bits):
+def test_steps_for_groups_are_executed_as_simulated(engine, bits):
     """Channels whose first half is a tenth of the second: one step for both leaves it no levels."""
     module = nn.Linear(128, 48)
     module.weight[:, :64] /= 10
@@ -546,7 +563,7 @@ def test_steps_for_groups_are_executed_as_simulated(bits):
     x[..., 64:] /= 10
     exact = module(x)
     simulated, executed = both(module, x, 0, bits, group=32)
-    assert executed.engine == "oneDNN int8"
+    assert executed.engine == engine
     assert sqnr(simulated(x), executed(x)) > 60
     alone, _ = both(module, x, 0, bits)
     assert sqnr(exact, simulated(x)) > sqnr(exact, alone(x)) + 3

@@ -8,11 +8,11 @@ from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from t2iedit_mixdq.bos import BosRows, BosTable, put_rows
-from t2iedit_mixdq.kernels import avx2, onednn
+from t2iedit_mixdq.kernels import onednn, panels
 from t2iedit_mixdq.kernels.base import Geometry, Kernel, Weights
 from t2iedit_mixdq.kernels.dequantised import Dequantised
 from t2iedit_mixdq.kernels.int_mm import IntMm, fits
-from t2iedit_mixdq.kernels.native import Products, Remembered, passes, products
+from t2iedit_mixdq.kernels.native import Amx, Products, Remembered, passes, products
 from t2iedit_mixdq.quantizers import Affine, affine, fake_affine
 from t2iedit_mixdq.schemes import Scheme, split_channels
 from t2iedit_mixdq.wiring import Layer
@@ -27,9 +27,9 @@ class Workshop:
     device: torch.device
     passes: Remembered
     products: Products | None = None
-    """The integer products of CPUs that lack oneDNN's."""
+    """The integer products of CPUs on which oneDNN's are slow or wrong."""
     scratch: onednn.Scratch = field(default_factory=onednn.Scratch)
-    room: avx2.Room = field(default_factory=avx2.Room)
+    room: panels.Room = field(default_factory=panels.Room)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -45,7 +45,7 @@ class Workshop:
         if self.device.type == "cuda":
             return IntMm(weights), ""
         if self.products is not None:
-            return avx2.Avx2(weights, self.passes, self.products, self.room), ""
+            return panels.Paneled(weights, self.passes, self.products, self.room), ""
         try:
             return onednn.OneDnn(weights, self.passes, self.scratch), ""
         except RuntimeError as error:
@@ -60,7 +60,7 @@ class Workshop:
         if self.device.type != "cpu":
             return f"there are no integer kernels for {self.device.type}"
         if self.products is not None:
-            return avx2.fits(weights)
+            return panels.fits(weights)
         if onednn.available():
             return onednn.fits(weights)
         if NO_PRODUCTS not in self.notes:
@@ -69,12 +69,15 @@ class Workshop:
 
 
 def workshop(device: torch.device, *, large: bool) -> Workshop:
-    """For a UNet on this device. Without VNNI the products are compiled, else only for large ones the passes."""
-    by_c = device.type == "cpu" and not onednn.available()
-    chosen, reason = passes(native=by_c or (large and device.type == "cpu"))
-    notes = [reason] if reason else []
-    made = products() if by_c else None
-    return Workshop(device, Remembered(chosen), made, notes=notes)
+    """For a UNet on this device. Small ones have passes of their own in C only where they have products too."""
+    if device.type != "cpu":
+        return Workshop(device, Remembered(passes(native=False)[0]))
+    # AVX2's products are for CPUs on which oneDNN's saturate.
+    made = [p for p in products() if isinstance(p, Amx) or not onednn.available()]
+    chosen, reason = passes(native=large or bool(made) or not onednn.available())
+    return Workshop(
+        device, Remembered(chosen), made[0] if made else None, notes=[reason] if reason else []
+    )
 
 
 class Executed(nn.Module):

@@ -5,27 +5,29 @@ from jaxtyping import Int8, UInt8
 from torch import Tensor
 
 
-def pack(integers: Int8[Tensor, " n"], bits: int) -> UInt8[Tensor, " bytes"]:
-    """Eight divided by `bits` values a byte; byte i holds the values i, i + n/k, i + 2n/k ... in rising bits.
+def pack(integers: Int8[Tensor, "*rows n"], bits: int) -> UInt8[Tensor, "*rows bytes"]:
+    """Eight divided by `bits` values a byte; byte i of a row holds its values i, i + n/k, i + 2n/k ... in rising bits.
 
-    So unpacking writes whole stretches of memory. Values must fit; the length is padded with zeros.
+    So unpacking writes whole stretches of memory. Values must fit; each row is padded with zeros.
     """
     per_byte = 8 // bits
-    padded = torch.nn.functional.pad(integers, (0, -len(integers) % per_byte))
-    stretches = padded.view(per_byte, len(padded) // per_byte).view(torch.uint8) & (2**bits - 1)
-    packed = torch.zeros_like(stretches[0])
-    for index, stretch in enumerate(stretches):
-        packed |= stretch << (bits * index)
+    padded = torch.nn.functional.pad(integers, (0, -integers.shape[-1] % per_byte))
+    stretches = padded.view(torch.uint8).unflatten(-1, (per_byte, padded.shape[-1] // per_byte))
+    packed = torch.zeros_like(stretches[..., 0, :])
+    for index in range(per_byte):
+        packed |= (stretches[..., index, :] & (2**bits - 1)) << (bits * index)
     return packed
 
 
-def unpack_into(packed: UInt8[Tensor, " bytes"], bits: int, out: Int8[Tensor, " n"]) -> None:
+def unpack_into(
+    packed: UInt8[Tensor, "*rows bytes"], bits: int, out: Int8[Tensor, "*rows n"]
+) -> None:
     """The values again, signed, written into `out`, which says how many there are."""
     signed = packed.view(torch.int8)
-    length = len(packed)
-    for index, start in enumerate(range(0, len(out), max(1, length))):
-        target = out[start : start + length]
-        source = signed[: len(target)]
+    length = packed.shape[-1]
+    for index, start in enumerate(range(0, out.shape[-1], max(1, length))):
+        target = out[..., start : start + length]
+        source = signed[..., : target.shape[-1]]
         # Up to the byte's top, then down again: the arithmetic shift carries the sign.
         torch.bitwise_left_shift(source, 8 - bits * (index + 1), out=target)
         target.bitwise_right_shift_(8 - bits)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
@@ -112,7 +112,7 @@ class Store:
 class Kernel(ABC):
     """One part's weights; called with floating point, it gives floating point of the same dtype."""
 
-    engine: ClassVar[str]
+    engine: str
     """What does the arithmetic, for the report."""
 
     def __init__(self, weights: Weights) -> None:

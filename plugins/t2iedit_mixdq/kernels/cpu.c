@@ -32,8 +32,38 @@ static inline bf16 narrow(float x) { /* half to even, as torch rounds */
         }                                                                                          \
     }
 #define SAME(x) (x)
+#if defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define SIXTEEN_AT_ONCE
+#include <immintrin.h>
+
+static inline __mmask16 first_of_sixteen(long count) { return count >= 16 ? 0xffff : count > 0 ? (1 << count) - 1 : 0; }
+
+static inline __m512 load_half(const bf16 *x, __mmask16 some) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, x)), 16));
+}
+
+/* Clamped before they become integers: what is too large for those wraps. */
+static inline void quantise_sixteen(__m512 x, uint8_t *q, __mmask16 some, __m512 inverse, __m512 low, __m512 high, __m512i zero) {
+    x = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(x, inverse), low), high);
+    _mm512_mask_cvtepi32_storeu_epi8(q, some, _mm512_add_epi32(_mm512_cvtps_epi32(x), zero));
+}
+#define QUANTISE_ROW_512(name, type, load)                                                         \
+    static void name(const type *x, uint8_t *q, long n, float inverse, float zero, float top) {    \
+        __m512 times = _mm512_set1_ps(inverse), low = _mm512_set1_ps(-zero), high = _mm512_set1_ps(top - zero); \
+        __m512i add = _mm512_set1_epi32((int)zero);                                                \
+        for (long i = 0; i + 16 <= n; i += 16)                                                     \
+            quantise_sixteen(load(x + i, 0xffff), q + i, 0xffff, times, low, high, add);           \
+        long whole = n / 16 * 16;                                                                  \
+        if (whole < n)                                                                             \
+            quantise_sixteen(load(x + whole, first_of_sixteen(n - whole)), q + whole, first_of_sixteen(n - whole), times, low, high, add); \
+    }
+#define LOAD_SINGLE(x, some) _mm512_maskz_loadu_ps(some, x)
+QUANTISE_ROW_512(quantise_half, bf16, load_half)
+QUANTISE_ROW_512(quantise_single, float, LOAD_SINGLE)
+#else
 QUANTISE_ROW(quantise_half, bf16, widen)
 QUANTISE_ROW(quantise_single, float, SAME)
+#endif
 
 /* `height` rows of n numbers an image. The integers get a frame of zero points: `above` and below so many rows, `beside`
  * so many numbers. */
@@ -78,51 +108,68 @@ static inline float gelu(float x) {
     return 0.5f * x * (1 + copysignf(erf, x));
 }
 
+#ifdef SIXTEEN_AT_ONCE
+/* 2^x for x <= 0, as above. */
+static inline __m512 powers_of_two(__m512 x) {
+    __m512 rest = _mm512_reduce_ps(x, 0x09); /* less its whole part, rounded down */
+    __m512 y = _mm512_fmadd_ps(rest, _mm512_set1_ps(0.0780245f), _mm512_set1_ps(0.22606718f));
+    y = _mm512_fmadd_ps(rest, y, _mm512_set1_ps(0.69583353f));
+    y = _mm512_fmadd_ps(rest, y, _mm512_set1_ps(0.99992522f));
+    return _mm512_scalef_ps(y, x);
+}
+
+static inline __m512 gelu_sixteen(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1), two = _mm512_set1_ps(2), sign = _mm512_set1_ps(-0.0f);
+    __m512 a = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f));
+    __m512 d = _mm512_fmadd_ps(a, _mm512_set1_ps(0.3275911f), one), t = _mm512_rcp14_ps(d);
+    t = _mm512_mul_ps(t, _mm512_fnmadd_ps(d, t, two));
+    __m512 p = _mm512_fmadd_ps(t, _mm512_set1_ps(1.061405429f), _mm512_set1_ps(-1.453152027f));
+    p = _mm512_fmadd_ps(t, p, _mm512_set1_ps(1.421413741f));
+    p = _mm512_fmadd_ps(t, p, _mm512_set1_ps(-0.284496736f));
+    p = _mm512_mul_ps(t, _mm512_fmadd_ps(t, p, _mm512_set1_ps(0.254829592f)));
+    __m512 e = powers_of_two(_mm512_mul_ps(_mm512_mul_ps(a, a), _mm512_set1_ps(-1.44269504f)));
+    __m512 erf = _mm512_or_ps(_mm512_and_ps(x, sign), _mm512_fnmadd_ps(p, e, one));
+    return _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(0.5f)), _mm512_add_ps(erf, one));
+}
+
+static inline void store_half(bf16 *x, __mmask16 some, __m512 value) { /* half to even */
+    __m512i bits = _mm512_castps_si512(value), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    bits = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    _mm256_mask_storeu_epi16(x, some, _mm512_cvtepi32_epi16(bits));
+}
+
+static void gate(const bf16 *value, const bf16 *gate, bf16 *out, long n) {
+    for (long i = 0; i < n; i += 16) {
+        __mmask16 some = first_of_sixteen(n - i);
+        store_half(out + i, some, _mm512_mul_ps(load_half(value + i, some), gelu_sixteen(load_half(gate + i, some))));
+    }
+}
+#else
+static void gate(const bf16 *value, const bf16 *gate, bf16 *out, long n) {
+    for (long i = 0; i < n; i++)
+        out[i] = narrow(widen(value[i]) * gelu(widen(gate[i])));
+}
+#endif
+
 /* The first half of each row times the GELU of its second half. */
 void gated_gelu(const bf16 *x, bf16 *y, long rows, long n, int threads) {
 #pragma omp parallel for num_threads(threads)
-    for (long row = 0; row < rows; row++) {
-        const bf16 *value = x + row * 2 * n, *gate = value + n;
-        bf16 *out = y + row * n;
-        for (long i = 0; i < n; i++)
-            out[i] = narrow(widen(value[i]) * gelu(widen(gate[i])));
-    }
+    for (long row = 0; row < rows; row++)
+        gate(x + row * 2 * n, x + row * 2 * n + n, y + row * n, n);
 }
 
 #ifndef __AVX512BF16__
 int has_attention(void) { return 0; }
 #else
-#include <immintrin.h>
-
 /* Attention in blocks of QUERIES queries and KEYS keys, scores transposed: a vector register holds sixteen queries, so
  * maxima and sums need no steps across a register, and weights lie as the second product wants them. */
 #define QUERIES 32
-#define KEYS 256
+#define SPAN 64   /* keys whose scores stay in the first cache */
+#define KEYS 256  /* keys whose values are summed at once */
+#define SLACK 8.0f
 
+#include "tiles.h"
 #ifdef __AMX_BF16__
-#include <sys/syscall.h>
-#include <unistd.h>
-
-static int amx_allowed(void) { /* asks Linux for the tiles, once a process */
-    return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-}
-typedef struct {
-    uint8_t palette, start, reserved[14];
-    uint16_t columns[16];
-    uint8_t rows[16];
-} Tiles;
-
-static void tiles_begin(Tiles *before) {
-    Tiles ours = {.palette = 1};
-    for (int i = 0; i < 8; i++)
-        ours.columns[i] = 64, ours.rows[i] = 16;
-    _tile_storeconfig(before);
-    _tile_loadconfig(&ours);
-}
-static void tiles_end(const Tiles *before) { /* oneDNN may count on its own configuration */
-    _tile_loadconfig(before);
-}
-
 /* c [m, 32] (+)= a [m, k] b, m of sixteens and k of 32; b has k's in pairs, [k / 2, 32]. */
 static void multiply_tiles(const bf16 *a, long lda, const uint32_t *b, float *c, long m, long k, int add) {
     for (long i = 0; i < m; i += 32) {
@@ -151,7 +198,7 @@ static void multiply_tiles(const bf16 *a, long lda, const uint32_t *b, float *c,
     }
 }
 #else
-static int amx_allowed(void) { return 0; }
+static int tiles_allowed(void) { return 0; }
 typedef int Tiles;
 static void tiles_begin(Tiles *before) { (void)before; }
 static void tiles_end(const Tiles *before) { (void)before; }
@@ -160,7 +207,7 @@ static void multiply_tiles(const bf16 *a, long lda, const uint32_t *b, float *c,
 }
 #endif
 
-int has_attention(void) { return amx_allowed() ? 2 : 1; }
+int has_attention(void) { return tiles_allowed() ? 2 : 1; }
 
 /* The same without tiles, eight rows at a time. */
 static void multiply_vectors(const bf16 *a, long lda, const uint32_t *b, float *c, long m, long k, int add) {
@@ -192,14 +239,6 @@ static void multiply(const bf16 *a, long lda, const uint32_t *b, float *c, long 
         multiply_vectors(a, lda, b, c, m, k, add);
 }
 
-static inline __m512 powers_of_two(__m512 x) {
-    __m512 rest = _mm512_reduce_ps(x, 0x09); /* less its whole part, rounded down */
-    __m512 y = _mm512_fmadd_ps(rest, _mm512_set1_ps(0.0780245f), _mm512_set1_ps(0.22606718f));
-    y = _mm512_fmadd_ps(rest, y, _mm512_set1_ps(0.69583353f));
-    y = _mm512_fmadd_ps(rest, y, _mm512_set1_ps(0.99992522f));
-    return _mm512_scalef_ps(y, x);
-}
-
 /* Two rows of sixteen as one of pairs. */
 static inline __m512i paired(__m512 low, __m512 high) {
     const __m512i half = _mm512_set1_epi32(0x8000);
@@ -212,39 +251,54 @@ typedef struct {
     __m512 top[2], sum[2];
 } Softmax;
 
-/* Scores [count, 32] to weights in pairs of keys, by the greatest score so far. Returns whether that rose. */
-static int weigh(const float *scores, uint32_t *weights, long count, Softmax *state, float scale, __m512 shrink[2]) {
+/* The scale of weights follows the greatest score only where that is SLACK powers of two above it: so it hardly ever has
+ * to, and weights have the same precision at any scale. Returns whether it did, and then by how much sums shrink. */
+static int follow(const float *scores, long count, Softmax *state, float scale, __m512 shrink[2]) {
     int rose = 0;
     for (int h = 0; h < 2; h++) {
         const float *s = scores + 16 * h;
-        __m512 tops[4], factor = _mm512_set1_ps(scale), sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+        __m512 tops[4];
         for (int r = 0; r < 4; r++)
             tops[r] = _mm512_loadu_ps(s + 32 * r);
         for (long key = 4; key < count; key += 4)
             for (int r = 0; r < 4; r++)
                 tops[r] = _mm512_max_ps(tops[r], _mm512_loadu_ps(s + 32 * (key + r)));
         __m512 top = _mm512_max_ps(_mm512_max_ps(tops[0], tops[1]), _mm512_max_ps(tops[2], tops[3]));
-        top = _mm512_max_ps(_mm512_mul_ps(top, factor), state->top[h]);
-        rose |= _mm512_cmp_ps_mask(top, state->top[h], _CMP_NEQ_UQ) != 0;
+        top = _mm512_mul_ps(top, _mm512_set1_ps(scale));
+        __mmask16 above = _mm512_cmp_ps_mask(top, _mm512_add_ps(state->top[h], _mm512_set1_ps(SLACK)), _CMP_GT_OQ);
+        top = _mm512_mask_mov_ps(state->top[h], above, top);
         shrink[h] = powers_of_two(_mm512_sub_ps(state->top[h], top));
+        state->top[h] = top;
+        rose |= above;
+    }
+    return rose;
+}
+
+/* Scores [count, 32] to weights in pairs of keys. */
+static void weigh(const float *scores, uint32_t *weights, long count, Softmax *state, float scale) {
+    for (int h = 0; h < 2; h++) {
+        const float *s = scores + 16 * h;
+        __m512 factor = _mm512_set1_ps(scale), top = state->top[h], sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
         for (long key = 0; key < count; key += 2) {
             __m512 low = powers_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(s + 32 * key), factor, top));
             __m512 high = powers_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(s + 32 * key + 32), factor, top));
             sums[0] = _mm512_add_ps(sums[0], low), sums[1] = _mm512_add_ps(sums[1], high);
             _mm512_storeu_si512(weights + 16 * key + 16 * h, paired(low, high));
         }
-        state->sum[h] = _mm512_fmadd_ps(state->sum[h], shrink[h], _mm512_add_ps(sums[0], sums[1]));
-        state->top[h] = top;
+        state->sum[h] = _mm512_add_ps(state->sum[h], _mm512_add_ps(sums[0], sums[1]));
     }
-    return rose;
+}
+
+static void scale_rows(float *rows, long count, const __m512 by[2]) {
+    for (long i = 0; i < count; i++, rows += QUERIES)
+        for (int h = 0; h < 2; h++)
+            _mm512_storeu_ps(rows + 16 * h, _mm512_mul_ps(_mm512_loadu_ps(rows + 16 * h), by[h]));
 }
 
 static inline __m512i sixteen_rows(long row) {
     const __m512i numbers = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     return _mm512_mullo_epi32(numbers, _mm512_set1_epi32((int)row));
 }
-
-static inline __mmask16 first_of_sixteen(long count) { return count >= 16 ? 0xffff : count > 0 ? (1 << count) - 1 : 0; }
 
 /* Two numbers side by side in each of the first rows. */
 static inline __m512i pairs_of(const bf16 *x, long row, long count) {
@@ -274,33 +328,42 @@ static void arrange(const bf16 *k, const bf16 *v, bf16 *keys, bf16 *values, long
 
 typedef struct {
     _Alignas(64) uint32_t queries[128 * QUERIES];
-    _Alignas(64) float scores[KEYS * QUERIES];
+    _Alignas(64) float scores[SPAN * QUERIES];
     _Alignas(64) uint32_t weights[KEYS / 2 * QUERIES];
     _Alignas(64) float sums[256 * QUERIES];
 } Bench;
 
+/* What the keys from `first` to `next` weigh times their values, which lie in one block. */
+static void add_values(const bf16 *values, long first, long next, Bench *at, long deep, long summed, int tiles) {
+    const bf16 *block = values + first / KEYS * KEYS * deep + first % KEYS;
+    multiply(block, KEYS, at->weights, at->sums, deep, next - first, summed != 0, tiles);
+}
+
 /* QUERIES queries of one head over all its keys. */
-static void attend(const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out, long count, long tokens, long padded,
-                   long row, long dim, long wide, long deep, float scale, Bench *at, int tiles) {
+static void attend(const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out, long count, long tokens, long row,
+                   long dim, long wide, long deep, float scale, Bench *at, int tiles) {
     memset(at->queries, 0, wide / 2 * QUERIES * 4);
     for (long d = 0; d < dim; d += 2)
         for (long n = 0; n < QUERIES; n += 16)
             _mm512_storeu_si512(at->queries + d / 2 * QUERIES + n, pairs_of(q + n * row + d, row, count - n));
     Softmax state = {{_mm512_set1_ps(-1e30f), _mm512_set1_ps(-1e30f)}, {_mm512_setzero_ps(), _mm512_setzero_ps()}};
-    for (long key = 0; key < padded; key += KEYS) {
+    long first = 0, summed = 0; /* keys from `first` on are weighed and not yet summed */
+    for (long key = 0; key < tokens; key += SPAN) {
         __m512 shrink[2];
-        long seen = tokens - key < KEYS ? tokens - key : KEYS, span = (seen + 31) / 32 * 32;
+        long seen = tokens - key < SPAN ? tokens - key : SPAN, span = (seen + 31) / 32 * 32, next = key + span;
         multiply(keys + key * wide, wide, at->queries, at->scores, span, wide, 0, tiles);
         for (long i = seen * QUERIES; i < span * QUERIES; i++)
             at->scores[i] = -1e30f;
-        int rose = weigh(at->scores, at->weights, span, &state, scale, shrink);
-        if (rose && key)
-            for (long d = 0; d < deep; d++)
-                for (int h = 0; h < 2; h++) {
-                    float *sum = at->sums + d * QUERIES + 16 * h;
-                    _mm512_storeu_ps(sum, _mm512_mul_ps(_mm512_loadu_ps(sum), shrink[h]));
-                }
-        multiply(values + key * deep, KEYS, at->weights, at->sums, deep, span, key != 0, tiles);
+        if (follow(at->scores, span, &state, scale, shrink)) {
+            if (key > first)
+                add_values(values, first, key, at, deep, summed, tiles), summed = first = key;
+            state.sum[0] = _mm512_mul_ps(state.sum[0], shrink[0]), state.sum[1] = _mm512_mul_ps(state.sum[1], shrink[1]);
+            if (summed)
+                scale_rows(at->sums, deep, shrink);
+        }
+        weigh(at->scores, at->weights + (key - first) / 2 * QUERIES, span, &state, scale);
+        if (next % KEYS == 0 || next >= tokens)
+            add_values(values, first, next, at, deep, summed, tiles), summed = first = next;
     }
     for (long n = 0; n < QUERIES; n += 16) {
         __m512 share = _mm512_div_ps(_mm512_set1_ps(1), state.sum[n / 16]);
@@ -335,7 +398,7 @@ void attention(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, bf16 *roo
             long head = i / blocks, first = i % blocks * QUERIES;
             long at = (head / heads * queries + first) * row + head % heads * dim;
             long count = queries - first < QUERIES ? queries - first : QUERIES;
-            attend(q + at, room + head * size, room + head * size + padded * wide, out + at, count, tokens, padded, row,
+            attend(q + at, room + head * size, room + head * size + padded * wide, out + at, count, tokens, row,
                    dim, wide, deep, scale, bench, tiles);
         }
         if (tiles)

@@ -2,7 +2,7 @@
 
 A quantised layer is so fast that what stands around it decides: torch needs five passes to make integers of an input,
 three for a gated GELU, and its attention takes twice as long as the one here. Where oneDNN has no exact products of
-8-bit integers, they are compiled too.
+8-bit integers, or slow ones, they are compiled too.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import weakref
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int8, UInt8
@@ -26,7 +26,8 @@ from torch.nn import functional
 from t2iedit_mixdq.kernels.base import Pair
 from t2iedit_mixdq.quantizers import Affine, quantize_affine
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.c", "products.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.c", "avx2.c", "amx.c"))
+HEADER = Path(__file__).with_name("tiles.h")
 FLAGS = (
     *("-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-shared", "-fPIC"),
     *("-ffinite-math-only", "-fno-signed-zeros", "-fno-math-errno", "-fno-trapping-math"),
@@ -124,20 +125,32 @@ class Native(Passes):
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """Weights as products.c wants them: `inputs` are filled up to whole steps, outputs to whole panels."""
+    """Weights as the products want them: `inputs` are filled up to whole steps, outputs to whole panels."""
 
-    content: Int8[Tensor, " n"]
+    content: Int8[Tensor, "panels n"] | UInt8[Tensor, "panels bytes"]
     inputs: int
     outputs: int
+    bits: int
+    """Less than 8 if each panel is packed."""
     fitting: int
     """Pairs of products that sixteen bits hold together; 0 if not even one."""
 
 
 class Products:
-    """Exact products of 8-bit integers on AVX2."""
+    """Exact products of 8-bit integers in C."""
+
+    engine: ClassVar[str]
+    step: ClassVar[int]
+    """Inputs are filled up to whole multiples of this."""
+    unpacks: ClassVar[bool]
+    """Whether weights may be packed."""
 
     def __init__(self, library: Any) -> None:
         self._library = library
+
+    def fitting(self, largest: int) -> int:
+        """The `Panels.fitting` of weights of at most this magnitude."""
+        raise NotImplementedError
 
     def multiply(
         self,
@@ -158,10 +171,10 @@ class Products:
         y = torch.empty(images, high, wide, weights.outputs, dtype=dtype)
         half = int(dtype == torch.bfloat16)
         sizes = (images, height, width, channels, high, wide, *window, *stride)
-        self._library.multiply(
+        self._multiply(
             _address(q),
             _address(weights.content),
-            _long(weights.fitting),
+            _long(weights.bits if self.unpacks else weights.fitting),
             _address(scale),
             _address(bias),
             _address(y),
@@ -170,6 +183,36 @@ class Products:
             _threads(),
         )
         return y
+
+    @property
+    def _multiply(self) -> Any:
+        raise NotImplementedError
+
+
+class Avx2(Products):
+    """Where there is nothing better: pairs of products are added in sixteen bits."""
+
+    engine, step, unpacks = "AVX2 int8", 2, False
+
+    def fitting(self, largest: int) -> int:
+        return 32767 // (2 * 255 * largest)
+
+    @property
+    def _multiply(self) -> Any:
+        return self._library.multiply_avx2
+
+
+class Amx(Products):
+    """By matrix tiles, which add in 32 bits: all weights are alike."""
+
+    engine, step, unpacks = "AMX int8", 64, True
+
+    def fitting(self, largest: int) -> int:
+        return 1
+
+    @property
+    def _multiply(self) -> Any:
+        return self._library.multiply_amx
 
 
 @dataclass
@@ -201,10 +244,13 @@ def passes(*, native: bool) -> tuple[Passes, str]:
     return (Passes() if library is None else Native(library)), reason
 
 
-def products() -> Products | None:
-    """Those of this machine; None where they cannot be compiled, or not for this CPU."""
+def products() -> list[Products]:
+    """Those of this machine, the best first; none where they cannot be compiled."""
     library, _ = _library()
-    return Products(library) if library is not None and library.has_products() else None
+    if library is None:
+        return []
+    tiles: list[Products] = [Amx(library)] if library.has_tiles() else []
+    return [*tiles, Avx2(library)] if library.has_avx2() else tiles
 
 
 @cache
@@ -225,7 +271,7 @@ def _compiled(compiler: str) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     target = [compiler, "-march=native", "-Q", "--help=target"]
     cpu = subprocess.run(target, capture_output=True, text=True).stdout
-    sources = [source.read_text(encoding="utf-8") for source in SOURCES]
+    sources = [source.read_text(encoding="utf-8") for source in (*SOURCES, HEADER)]
     parts = (*sources, version.stdout, cpu, *FLAGS)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2iedit"

@@ -1,7 +1,4 @@
-"""Int8 on CPUs without VNNI, in C: exact, where AVX2's own multiplication of bytes would saturate.
-
-Weights that fit fewer bits are multiplied faster: the more of their products fit sixteen bits together, the fewer steps.
-"""
+"""Int8 on x86 by products of our own in C: on AMX faster than oneDNN's, on AVX2 exact where its own would saturate."""
 
 import torch
 from jaxtyping import Int8
@@ -45,25 +42,23 @@ def fits(weights: Weights) -> str:
     return ""
 
 
-class Avx2(Kernel):
+class Paneled(Kernel):
     """Weights in panels of 16 outputs, their inputs by fours or twos: as they are at 8 bits, else packed and unpacked for
-    each call. The input's zero point goes into the bias, as in oneDNN's kernel."""
-
-    engine = "AVX2 int8"
+    each call, by the products themselves if they can. The input's zero point goes into the bias, as in oneDNN's kernel."""
 
     def __init__(self, weights: Weights, tools: Remembered, products: Products, room: Room) -> None:
         super().__init__(weights)
+        self.engine = products.engine
         self.tools, self.products, self.room, self.bits = tools, products, room, weights.bits
+        self.whole = self.bits == 8 or (products.unpacks and weights.multipliers is None)
         rows = as_rows(weights.multiplied())
         self.sums = rows.sum(1, dtype=torch.int32)
-        # Pairs of products with inputs of up to 255 that sixteen bits hold together.
         low, high = (int(value) for value in torch.aminmax(rows))
-        largest = max(-low, high, 1)
-        self.fitting = 32767 // (2 * 255 * largest)
+        self.fitting = products.fitting(max(-low, high, 1))
         self.depth = 4 if self.fitting else 2
-        panels = arranged(as_rows(weights.integers), self.depth)
-        self.inputs = panels[0].numel() // OUTPUTS
-        self._content = panels.flatten() if self.bits == 8 else pack(panels.flatten(), self.bits)
+        panels = arranged(as_rows(weights.integers), self.depth, products.step).flatten(1)
+        self.inputs = panels.shape[1] // OUTPUTS
+        self._content = panels if self.bits == 8 else pack(panels, self.bits)
         self._multipliers: Tensor | None = None
         if weights.multipliers is not None:
             more = (0, 0, 0, -len(rows) % OUTPUTS)
@@ -72,7 +67,7 @@ class Avx2(Kernel):
             by_panel = padded.unflatten(0, (-1, OUTPUTS)).transpose(1, 2)
             self._multipliers = by_panel[:, :, None, :, None].contiguous()
         self._prepared: tuple[Affine, Tensor | None, Tensor, Tensor] | None = None
-        if self.bits != 8:
+        if not self.whole:
             room.take(panels.numel())
 
     @property
@@ -104,26 +99,26 @@ class Avx2(Kernel):
         return self._prepared[2:]
 
     def _panels(self) -> Panels:
-        return Panels(self._unpacked(), self.inputs, len(self.delta), self.fitting)
+        content, bits = (self._content, self.bits) if self.whole else (self._unpacked(), 8)
+        return Panels(content, self.inputs, len(self.delta), bits, self.fitting)
 
-    def _unpacked(self) -> Int8[Tensor, " n"]:
-        if self.bits == 8:
-            return self._content
-        size = self.inputs * (len(self.delta) + -len(self.delta) % OUTPUTS)
-        room = self.room.take(size)
+    def _unpacked(self) -> Int8[Tensor, "panels n"]:
+        panels = len(self._content)
+        room = self.room.take(panels * OUTPUTS * self.inputs).view(panels, -1)
         unpack_into(self._content, self.bits, room)
         if self._multipliers is not None:
-            panels, groups, _, outputs, _ = self._multipliers.shape
-            room.view(panels, groups, -1, outputs, self.depth).mul_(self._multipliers)
+            real = room[:, : OUTPUTS * self.geometry.shape[1]]
+            groups = self._multipliers.shape[1]
+            real.unflatten(1, (groups, -1, OUTPUTS, self.depth)).mul_(self._multipliers)
         return room
 
 
 def arranged(
-    rows: Int8[Tensor, "out inputs"], depth: int
+    rows: Int8[Tensor, "out inputs"], depth: int, step: int
 ) -> Int8[Tensor, "panels steps outputs depth"]:
-    """Panels of outputs, in each the inputs by so many, in each its outputs; filled up with zeros."""
+    """Panels of outputs, in each the inputs by `depth`, in each its outputs; filled up with zeros to whole steps."""
     out, inputs = rows.shape
-    filled = functional.pad(rows, (0, -inputs % depth, 0, -out % OUTPUTS))
+    filled = functional.pad(rows, (0, -inputs % max(depth, step), 0, -out % OUTPUTS))
     # Moved as whole numbers of so many bytes, which torch does faster than byte by byte.
     steps = filled.contiguous().view(torch.int32 if depth == 4 else torch.int16)
     panels = steps.unflatten(0, (-1, OUTPUTS)).transpose(1, 2).contiguous()

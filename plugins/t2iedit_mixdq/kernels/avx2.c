@@ -4,7 +4,7 @@
  * native.py compiles this file for the CPU it runs on.
  */
 #ifndef __AVX2__
-int has_products(void) { return 0; }
+int has_avx2(void) { return 0; }
 #else
 #include <immintrin.h>
 #include <stdint.h>
@@ -17,7 +17,7 @@ int has_products(void) { return 0; }
 
 typedef __m256i Sums[ROWS][2];
 
-int has_products(void) { return 1; }
+int has_avx2(void) { return 1; }
 
 /* Adds to the sums of a row what four of its bytes make of weights in `left` and `right`. In assembly, since compilers
  * fetch all rows' bytes first and run out of registers. */
@@ -101,7 +101,7 @@ static void put(const __m256i sums[2], const float *scale, const float *bias, vo
  *
  * Weights lie in panels of OUTPUTS outputs, their inputs by fours if `fitting` pairs of products fit sixteen bits, by twos
  * if it is 0; inputs are filled up with zeros to `padded`, outputs, `scale` and `bias` to whole panels. */
-void multiply(const uint8_t *q, const int8_t *weights, long fitting, const float *scale, const float *bias, void *y, int half,
+void multiply_avx2(const uint8_t *q, const int8_t *weights, long fitting, const float *scale, const float *bias, void *y, int half,
               long images, long height, long width, long channels, long high, long wide, long rows, long columns, long down,
               long right, long padded, long n, int threads) {
     long run = columns * channels, total = images * high * wide, size = fitting ? 1 : 2;
