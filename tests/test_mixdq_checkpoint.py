@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from t2iedit_decor import Decor
 from t2iedit_mixdq import MixDQ, checkpoint, execution
 from t2iedit_mixdq.architectures import example_inputs
@@ -15,13 +18,14 @@ from t2iedit_mixdq.checkpoint import Found, load_unet, write_model
 from t2iedit_mixdq.errors import QuantisedModelNotUsable, RecipeNotUsable
 from t2iedit_mixdq.execution import NO_PRODUCTS, Executed
 from t2iedit_mixdq.kernels import onednn
+from t2iedit_mixdq.kernels.native import passes
 from t2iedit_mixdq.recipe import FILE, Recipe, read_bits, read_recipe, uniform
 from t2iedit_mixdq.report import layer_rows, measured_memory, static_bytes
 from t2iedit_mixdq.saturation import TextClipped
 from t2iedit_mixdq.sensitivity import sqnr
 from t2iedit_mixdq.shards import INDEX
 from t2iedit_mixdq.simulation import Simulated
-from t2iedit_mixdq.surroundings import OnePassAttention
+from t2iedit_mixdq.surroundings import OnePassAttention, OnePassNorm, SiluOfTime, shorten
 from t2iedit_mixdq.wiring import survey
 from t2iedit_zero import T2IZero
 
@@ -361,6 +365,8 @@ def test_one_pass_surroundings_compute_what_those_of_diffusers_do(case, monkeypa
         pytest.skip("this machine compiles no attention of its own")
     kinds = {type(p) for p in packed.denoiser.attn_processors.values()}
     assert kinds == {OnePassAttention}
+    made = [type(module) for module in packed.denoiser.modules()]
+    assert made.count(OnePassNorm) > made.count(SiluOfTime) == made.count(ResnetBlock2D) > 0
     inputs = example_inputs(plain, 8, batch=2)
     text = inputs["encoder_hidden_states"]
     text.copy_(0.3 * torch.randn(text.shape, generator=torch.Generator().manual_seed(0)))
@@ -371,6 +377,37 @@ def test_one_pass_surroundings_compute_what_those_of_diffusers_do(case, monkeypa
     zero = T2IZero(**T2IZero.example)
     assert far(pixels(packed, zero, steps=1), before) > 0
     assert far(pixels(packed, steps=1), before) == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("linear", [False, True])
+def test_shortened_blocks_keep_channels_last_and_their_output(linear):
+    """SD 1.x projects images, SDXL sequences."""
+    passes_here, _ = passes(native=True)
+    if not passes_here.attends:
+        pytest.skip("this machine compiles no attention of its own")
+    block = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=8,
+        use_linear_projection=linear,
+    )
+    block = block.eval().bfloat16().to(memory_format=torch.channels_last)
+    x = torch.randn(2, 4, 8, 8).bfloat16().contiguous(memory_format=torch.channels_last)
+    given = x, torch.tensor(3), torch.randn(2, 5, 16).bfloat16()
+    before = block(*given)[0]
+    lying = []
+    for module in block.modules():
+        if isinstance(module, Transformer2DModel):
+            module.register_forward_hook(lambda *args: lying.append(args[2][0]))
+    shorten(block, passes_here)
+    assert sqnr(before, block(*given)[0]) > 30
+    assert lying and all(y.is_contiguous(memory_format=torch.channels_last) for y in lying)
 
 
 @pytest.mark.gpu

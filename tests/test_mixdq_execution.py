@@ -482,7 +482,8 @@ def test_one_pass_makes_the_same_integers(native, dtype, shape, padding):
     padding = padding if len(shape) == 4 else (0, 0)
     layouts = [x, x.transpose(-1, -2).contiguous().transpose(-1, -2)]
     if len(shape) == 4:
-        layouts.append(x.contiguous(memory_format=torch.channels_last))
+        last = torch.cat([x, x + 1, x], dim=1).contiguous(memory_format=torch.channels_last)
+        layouts += [x.contiguous(memory_format=torch.channels_last), *last.split(12, dim=1)[1:]]
     for value in layouts:
         expected, made = (p.quantise(value, grid, padding) for p in (Passes(), native))
         assert made.shape == expected.shape
@@ -497,6 +498,32 @@ def test_gated_gelu_is_that_of_torch(native):
     value, gate = x.chunk(2, dim=-1)
     swapped = nn.functional.gelu(value) * gate
     assert sqnr(exact, swapped) < 10
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("shape", [(2, 32, 7, 5), (1, 40, 9, 9), (1, 12, 1, 1), (1, 320, 33, 2)])
+@torch.no_grad()
+def test_group_norm_is_that_of_torch(native, shape, threads):
+    """Also where a channel's mean is hundreds of times its deviation."""
+    if not native.attends:
+        pytest.skip("this CPU has no AVX-512 BF16")
+    generator = torch.Generator().manual_seed(0)
+    norm = nn.GroupNorm(4, shape[1])
+    norm.weight.normal_(generator=generator)
+    norm.bias.normal_(generator=generator)
+    x = torch.randn(shape, generator=generator)
+    far = x + 100 * torch.randn(1, shape[1], 1, 1, generator=generator)
+    even = torch.full(shape, 300.0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for image in (x.bfloat16(), far.bfloat16(), even.bfloat16()):
+            for activated in (False, True):
+                exact = Passes().group_norm(image.double(), norm.double(), activated=activated)
+                made = native.group_norm(image, norm.float().bfloat16(), activated=activated)
+                assert made.dtype == torch.bfloat16 and sqnr(exact, made) > 40
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-/* What stands around oneDNN's integer layers, each in one pass: inputs to integers, gated GELU, attention.
+/* What stands around integer layers, each in one pass: inputs to integers, gated GELU, group norm with SiLU, attention.
  *
  * native.py compiles this file for the CPU it runs on. Numbers are bfloat16 as their upper sixteen bits.
  */
@@ -65,11 +65,11 @@ QUANTISE_ROW(quantise_half, bf16, widen)
 QUANTISE_ROW(quantise_single, float, SAME)
 #endif
 
-/* `height` rows of n numbers an image. The integers get a frame of zero points: `above` and below so many rows, `beside`
- * so many numbers. */
-void quantise(const void *x, int half, uint8_t *q, long images, long height, long n, long above, long beside,
-              float inverse, int zero, int top, int threads) {
-    long row = n + 2 * beside, rows = height + 2 * above;
+/* `height` rows of `runs` times n numbers an image, each run `step` after the one before. The integers get a frame of zero
+ * points: `above` and below so many rows, `beside` so many numbers. */
+void quantise(const void *x, int half, uint8_t *q, long images, long height, long runs, long n, long step, long above,
+              long beside, float inverse, int zero, int top, int threads) {
+    long row = runs * n + 2 * beside, rows = height + 2 * above;
 #pragma omp parallel for collapse(2) num_threads(threads)
     for (long image = 0; image < images; image++)
         for (long y = 0; y < rows; y++) {
@@ -78,13 +78,15 @@ void quantise(const void *x, int half, uint8_t *q, long images, long height, lon
                 memset(out, zero, row);
                 continue;
             }
-            long at = (image * height + y - above) * n;
+            long at = (image * height + y - above) * runs * step;
             memset(out, zero, beside);
-            if (half)
-                quantise_half((const bf16 *)x + at, out + beside, n, inverse, zero, top);
-            else
-                quantise_single((const float *)x + at, out + beside, n, inverse, zero, top);
-            memset(out + beside + n, zero, beside);
+            out += beside;
+            for (long run = 0; run < runs; run++, at += step, out += n)
+                if (half)
+                    quantise_half((const bf16 *)x + at, out, n, inverse, zero, top);
+                else
+                    quantise_single((const float *)x + at, out, n, inverse, zero, top);
+            memset(out, zero, beside);
         }
 }
 
@@ -157,6 +159,79 @@ void gated_gelu(const bf16 *x, bf16 *y, long rows, long n, int threads) {
     for (long row = 0; row < rows; row++)
         gate(x + row * 2 * n, x + row * 2 * n + n, y + row * n, n);
 }
+
+#ifdef SIXTEEN_AT_ONCE
+/* Adds to each channel's sum and sum of squares those of `count` pixels, less what the first pixel holds there. */
+static void add_moments(const bf16 *x, const bf16 *first, long count, long channels, float *sums, float *squares) {
+    for (long c = 0; c < channels; c += 16) {
+        __mmask16 some = first_of_sixteen(channels - c);
+        __m512 from = load_half(first + c, some);
+        __m512 sum = _mm512_maskz_loadu_ps(some, sums + c), square = _mm512_maskz_loadu_ps(some, squares + c);
+        for (long p = 0; p < count; p++) {
+            __m512 less = _mm512_sub_ps(load_half(x + p * channels + c, some), from);
+            sum = _mm512_add_ps(sum, less);
+            square = _mm512_fmadd_ps(less, less, square);
+        }
+        _mm512_mask_storeu_ps(sums + c, some, sum);
+        _mm512_mask_storeu_ps(squares + c, some, square);
+    }
+}
+
+/* What each channel is multiplied by, and what is added to it; they replace its moments. */
+static void normalise(float *sums, float *squares, const bf16 *first, const bf16 *weight, const bf16 *bias, long pixels,
+                      long channels, long groups, float epsilon) {
+    long size = channels / groups;
+    for (long g = 0; g < channels; g += size) {
+        double mean = 0, variance = 0;
+        for (long c = g; c < g + size; c++)
+            mean += (widen(first[c]) + sums[c] / (double)pixels) / size;
+        for (long c = g; c < g + size; c++) {
+            double own = sums[c] / (double)pixels, apart = widen(first[c]) + own - mean;
+            variance += (squares[c] / (double)pixels - own * own + apart * apart) / size;
+        }
+        double scale = 1 / sqrt((variance > 0 ? variance : 0) + epsilon);
+        for (long c = g; c < g + size; c++)
+            sums[c] = widen(weight[c]) * scale, squares[c] = widen(bias[c]) - mean * sums[c];
+    }
+}
+
+static inline __m512 silu_sixteen(__m512 x) {
+    __m512 e = powers_of_two(_mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f)));
+    return _mm512_div_ps(x, _mm512_add_ps(e, _mm512_set1_ps(1)));
+}
+
+#define PIXELS 8 /* that are read together */
+
+/* Group norm of images [images, pixels, channels], and its SiLU if it is `activated`. */
+void group_norm(const bf16 *x, const bf16 *weight, const bf16 *bias, bf16 *y, long images, long pixels, long channels,
+                long groups, float epsilon, int activated, int threads) {
+    long blocks = (pixels + PIXELS - 1) / PIXELS;
+    float *moments = malloc(threads * 2 * channels * sizeof(float));
+    for (long image = 0; image < images; image++, x += pixels * channels, y += pixels * channels) {
+        memset(moments, 0, threads * 2 * channels * sizeof(float));
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (long share = 0; share < threads; share++)
+            for (long b = blocks * share / threads; b < blocks * (share + 1) / threads; b++) {
+                long p = b * PIXELS, count = pixels - p < PIXELS ? pixels - p : PIXELS;
+                float *sums = moments + share * 2 * channels;
+                add_moments(x + p * channels, x, count, channels, sums, sums + channels);
+            }
+        for (long i = 2 * channels; i < threads * 2 * channels; i++)
+            moments[i % (2 * channels)] += moments[i];
+        float *times = moments, *plus = moments + channels;
+        normalise(times, plus, x, weight, bias, pixels, channels, groups, epsilon);
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (long p = 0; p < pixels; p++)
+            for (long c = 0; c < channels; c += 16) {
+                __mmask16 some = first_of_sixteen(channels - c);
+                __m512 value = _mm512_fmadd_ps(load_half(x + p * channels + c, some), _mm512_maskz_loadu_ps(some, times + c),
+                                               _mm512_maskz_loadu_ps(some, plus + c));
+                store_half(y + p * channels + c, some, activated ? silu_sixteen(value) : value);
+            }
+    }
+    free(moments);
+}
+#endif
 
 #ifndef __AVX512BF16__
 int has_attention(void) { return 0; }

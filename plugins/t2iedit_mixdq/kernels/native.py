@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int8, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from t2iedit_mixdq.kernels.base import Pair
@@ -59,6 +59,13 @@ class Passes:
         value, gate = x.chunk(2, dim=-1)
         return value * functional.gelu(gate)
 
+    def group_norm(
+        self, x: Float[Tensor, "n c h w"], norm: nn.GroupNorm, *, activated: bool
+    ) -> Float[Tensor, "n c h w"]:
+        """The norm of images, and the SiLU of it if it is `activated`."""
+        y = functional.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return functional.silu(y) if activated else y
+
     def attention(
         self,
         q: Float[Tensor, "batch queries width"],
@@ -74,7 +81,7 @@ class Passes:
 
 
 class Native(Passes):
-    """The same in one pass each, for float32 and bfloat16; attention and gated GELU for bfloat16 alone."""
+    """The same in one pass each, for float32 and bfloat16; all but `quantise` for bfloat16 alone."""
 
     def __init__(self, library: Any) -> None:
         self._library = library
@@ -86,13 +93,13 @@ class Native(Passes):
             return super().quantise(x, grid, padding)
         # Images lie with their channels last, as oneDNN reads them.
         image = x.ndim == 4
-        lying = (x.permute(0, 2, 3, 1) if image else x.reshape(1, -1, x.shape[-1])).contiguous()
-        images, height, row = len(lying), lying.shape[1], lying[0, 0].numel()
-        (above, wide), channels = padding, lying.shape[-1]
-        framed = [images, height + 2 * above, *lying.shape[2:]]
-        framed[2] += 2 * wide
+        lying, step = _in_runs(x.permute(0, 2, 3, 1) if image else x.reshape(1, -1, 1, x.shape[-1]))
+        (images, height, width, channels), (above, wide) = lying.shape, padding
+        framed = images, height + 2 * above, width + 2 * wide, channels
         q = torch.empty(framed, dtype=torch.uint8)
-        sizes = (images, height, row, above, wide * channels)
+        row = width * channels
+        runs = (1, row, row) if step == channels else (width, channels, step)
+        sizes = (images, height, *runs, above, wide * channels)
         half = int(x.dtype == torch.bfloat16)
         numbers = ctypes.c_float(1 / grid.delta), grid.zero, grid.levels - 1, _threads()
         self._library.quantise(_address(lying), half, _address(q), *map(_long, sizes), *numbers)
@@ -106,6 +113,18 @@ class Native(Passes):
         sizes = _long(y.numel() // y.shape[-1]), _long(y.shape[-1])
         self._library.gated_gelu(_address(x), _address(y), *sizes, _threads())
         return y
+
+    def group_norm(self, x: Tensor, norm: nn.GroupNorm, *, activated: bool) -> Tensor:
+        half = all(tensor.dtype == torch.bfloat16 for tensor in (x, norm.weight, norm.bias))
+        if not self.attends or not half:
+            return super().group_norm(x, norm, activated=activated)
+        lying = x.permute(0, 2, 3, 1).contiguous()
+        y = torch.empty_like(lying)
+        sizes = map(_long, (len(lying), lying[0, ..., 0].numel(), lying.shape[3], norm.num_groups))
+        tensors = (_address(tensor) for tensor in (lying, norm.weight, norm.bias, y))
+        epsilon = ctypes.c_float(norm.eps)
+        self._library.group_norm(*tensors, *sizes, epsilon, int(activated), _threads())
+        return y.permute(0, 3, 1, 2)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
         (batch, queries, width), tokens = q.shape, k.shape[1]
@@ -284,6 +303,15 @@ def _compiled(compiler: str) -> Path:
             subprocess.run(command, capture_output=True, text=True, check=True)
             made.replace(library)
     return library
+
+
+def _in_runs(x: Float[Tensor, "n h w c"]) -> tuple[Float[Tensor, "n h w c"], int]:
+    """The image, copied unless its pixels are equally far apart, as those of some of its channels are; and how far."""
+    _, height, width, channels = x.shape
+    step = x.stride(2)
+    if x.stride() == (height * width * step, width * step, step, 1):
+        return x, step
+    return x.contiguous(), channels
 
 
 def _address(tensor: Tensor) -> ctypes.c_void_p:
