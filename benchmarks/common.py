@@ -163,8 +163,11 @@ def in_own_process(script: str, arguments: Sequence[str], name: str, metric: str
     return [not_measured(name, metric, reason or f"it ended with {done.returncode}")]
 
 
+PLACES = ("folder", "scratch")
+
+
 def save(name: str, rows: Sequence[dict], settings: dict[str, Any]) -> None:
-    """Into `results/`, beside the machine they were measured on."""
+    """Into `results/`, beside the machine they were measured on; where its files lay is nobody's business."""
     import torch
 
     machine: dict[str, Any] = {"processor": _processor(), "threads": torch.get_num_threads()}
@@ -172,6 +175,7 @@ def save(name: str, rows: Sequence[dict], settings: dict[str, Any]) -> None:
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
     RESULTS.mkdir(exist_ok=True)
+    settings = {key: value for key, value in settings.items() if key not in PLACES}
     content = {"machine": machine, "settings": settings, "rows": list(rows)}
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
