@@ -250,7 +250,7 @@ def latency() -> str:
     return "\n\n".join([said, *parts])
 
 
-TIMES = ("seconds a step", "times the reference", "seconds to load")
+TIMES = ("seconds a step", "times the reference")
 
 
 def spread(row: Row | None) -> str:

@@ -74,6 +74,7 @@ def test_flexround_rises_with_larger_weights_and_clamps():
 
 @pytest.mark.parametrize("form", ["linear", "convolution", "split", "grouped"])
 def test_learned_rounding_beats_the_nearest_on_what_it_has_not_seen(form):
+    torch.manual_seed(0)
     if form in ("linear", "grouped"):
         module, split = nn.Linear(64, 24), 0
         mix = random(64, 64, seed=1)
