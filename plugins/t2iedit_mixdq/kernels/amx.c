@@ -1,4 +1,4 @@
-/* Products of 8-bit integers on CPUs that have AMX. oneDNN's take twice as long: here a panel of weights and a block of
+/* Products of 8-bit integers on CPUs that have AMX. oneDNN's take longer: here a panel of weights and a block of
  * inputs stay in the second cache while they multiply, and an image is read where it lies.
  *
  * native.py compiles this file for the CPU it runs on.
