@@ -26,14 +26,14 @@ typedef struct {
     const long *offsets;
 } Group;
 
-/* Weights of step i lie `places[i]` after the panel's beginning. */
+/* Weights of step i lie `places[i]` after the panel's beginning. They pass the first cache by, where inputs are read again. */
 static void multiply_group(Group a, long steps, const int8_t *left, const int8_t *right, const long *places, int32_t *sums) {
     const uint8_t *lower = a.at + 16 * a.stride;
     _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
     for (long i = 0; i < steps; i++) {
-        _tile_loadd(6, left + places[i], STEP);
+        _tile_stream_loadd(6, left + places[i], STEP);
         _tile_loadd(4, a.at + a.offsets[i], a.stride);
-        _tile_loadd(7, right + places[i], STEP);
+        _tile_stream_loadd(7, right + places[i], STEP);
         _tile_loadd(5, lower + a.offsets[i], a.stride);
         _tile_dpbusd(0, 4, 6);
         _tile_dpbusd(1, 4, 7);
