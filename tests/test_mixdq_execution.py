@@ -202,7 +202,7 @@ def test_batch_of_four_equals_four_singles(engine, form):
     for bits in (8, 4):
         _, executed = both(module, x, split, bits)
         alone = torch.cat([executed(x[index : index + 1]) for index in range(4)])
-        assert torch.allclose(executed(x), alone, atol=1e-5)
+        assert torch.allclose(executed(x), alone, atol=1e-4)
 
 
 @torch.no_grad()
@@ -306,6 +306,9 @@ PRODUCTS = [
     ((2, 11, 8, 64), 48, (3, 3), (1, 1)),
     ((1, 3, 3, 128), 33, (3, 3), (1, 1)),
     ((3, 9, 9, 64), 20, (3, 3), (2, 2)),
+    # Odd widths: 32 patches end between the two columns of the frame.
+    ((2, 11, 11, 64), 20, (3, 3), (1, 1)),
+    ((1, 33, 33, 64), 33, (3, 3), (1, 1)),
     ((1, 300, 1, 192), 70, (1, 1), (1, 1)),
     # More weights, and more inputs, than stay in a cache.
     ((1, 7, 5, 320), 260, (3, 3), (1, 1)),

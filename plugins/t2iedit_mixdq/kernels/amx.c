@@ -14,8 +14,10 @@ int has_tiles(void) { return 0; }
 #define OUTPUTS 32        /* that are multiplied at once: four tiles of sums */
 #define STEP 64           /* inputs of a tile */
 #define TILE (16 * STEP)  /* bytes */
-#define WEIGHTS (512 << 10) /* bytes of weights, and */
-#define CACHED (768 << 10)  /* of inputs that stay in the second cache */
+#define LINE 64           /* of a cache, in bytes */
+#define CACHED (1600 << 10) /* bytes that stay in the second cache, of them at most so many of */
+#define INPUTS (1408 << 10) /* inputs, and of */
+#define WEIGHTS (512 << 10) /* weights; the next ones are fetched meanwhile */
 
 int has_tiles(void) { return tiles_allowed(); }
 
@@ -25,37 +27,6 @@ typedef struct {
     long stride;
     const long *offsets;
 } Group;
-
-/* Weights of step i lie `places[i]` after the panel's beginning. They pass the first cache by, where inputs are read again. */
-static void multiply_group(Group a, long steps, const int8_t *left, const int8_t *right, const long *places, int32_t *sums) {
-    const uint8_t *lower = a.at + 16 * a.stride;
-    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-    for (long i = 0; i < steps; i++) {
-        _tile_stream_loadd(6, left + places[i], STEP);
-        _tile_loadd(4, a.at + a.offsets[i], a.stride);
-        _tile_stream_loadd(7, right + places[i], STEP);
-        _tile_loadd(5, lower + a.offsets[i], a.stride);
-        _tile_dpbusd(0, 4, 6);
-        _tile_dpbusd(1, 4, 7);
-        _tile_dpbusd(2, 5, 6);
-        _tile_dpbusd(3, 5, 7);
-    }
-    _tile_stored(0, sums, OUTPUTS * 4); _tile_stored(1, sums + 16, OUTPUTS * 4);
-    _tile_stored(2, sums + 16 * OUTPUTS, OUTPUTS * 4); _tile_stored(3, sums + 16 * OUTPUTS + 16, OUTPUTS * 4);
-}
-
-/* y = sum * scale + bias for `count` outputs of a row. */
-static inline void put(const int32_t *sums, const float *scale, const float *bias, void *y, long at, long count, int half) {
-    for (long i = 0; i < count; i += 16) {
-        __mmask16 some = count - i < 16 ? (1 << (count - i)) - 1 : 0xffff;
-        __m512 sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + i));
-        sum = _mm512_fmadd_ps(sum, _mm512_loadu_ps(scale + i), _mm512_loadu_ps(bias + i));
-        if (half)
-            _mm256_mask_storeu_epi16((uint16_t *)y + at + i, some, (__m256i)_mm512_cvtneps_pbh(sum));
-        else
-            _mm512_mask_storeu_ps((float *)y + at + i, some, sum);
-    }
-}
 
 /* Integers of 2 or 4 bits as packing.py packs them, `count` of them. */
 static void unpack(const uint8_t *packed, long bits, long count, int8_t *out) {
@@ -105,18 +76,73 @@ static int lies_inside(const Layer *of, const uint8_t *at) {
     return of->in_place && at + (ROWS - 1) * of->channels + reach <= of->end;
 }
 
-/* Sums of `some` patches from p on and of the outputs from c on. */
-static void put_group(const Layer *of, const int32_t *sums, long image, long p, long some, const float *scale, const float *bias,
-                      void *y, long c, int half) {
-    long x = p % of->pitch, at = ((image * of->high + p / of->pitch) * of->wide + x) * of->n + c;
-    long count = of->n - c < OUTPUTS ? of->n - c : OUTPUTS;
-    for (long r = 0; r < some; r++, sums += OUTPUTS) {
-        if (x < of->wide) {
-            put(sums, scale, bias, y, at, count, half);
-            at += of->n;
+/* Sums of OUTPUTS outputs that wait to be scaled and written: of `some` patches, the first at x of its line. */
+typedef struct {
+    const int32_t *sums;
+    const float *scale, *bias;
+    char *y;
+    long some, x;
+    __mmask32 outputs;
+} Waiting;
+
+static Waiting waiting(const Layer *of, const int32_t *sums, long image, long p, long some, const float *scale, const float *bias,
+                       void *y, long c, int half) {
+    long x = p % of->pitch, line = image * of->high + p / of->pitch, count = of->n - c;
+    long at = (line * of->wide + (x < of->wide ? x : of->wide)) * of->n + c;
+    __mmask32 outputs = count < OUTPUTS ? (1u << count) - 1 : ~0u;
+    return (Waiting){sums, scale + c, bias + c, (char *)y + at * (half ? 2 : 4), some, x, outputs};
+}
+
+/* y = sum * scale + bias for the next patches that wait, `most` of them. */
+static inline void put(const Layer *of, Waiting *w, long most, int half) {
+    __mmask16 low = w->outputs, high = w->outputs >> 16;
+    __m512 scale = _mm512_maskz_loadu_ps(low, w->scale), scales = _mm512_maskz_loadu_ps(high, w->scale + 16);
+    __m512 bias = _mm512_maskz_loadu_ps(low, w->bias), biases = _mm512_maskz_loadu_ps(high, w->bias + 16);
+    for (; most && w->some; most--, w->some--, w->sums += OUTPUTS) {
+        if (w->x < of->wide) {
+            __m512 left = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(w->sums)), scale, bias);
+            __m512 right = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(w->sums + 16)), scales, biases);
+            if (half)
+                _mm512_mask_storeu_epi16(w->y, w->outputs, (__m512i)_mm512_cvtne2ps_pbh(right, left));
+            else {
+                _mm512_mask_storeu_ps(w->y, low, left);
+                _mm512_mask_storeu_ps(w->y + 64, high, right);
+            }
+            w->y += of->n * (half ? 2 : 4);
         }
-        x = x + 1 == of->pitch ? 0 : x + 1;
+        w->x = w->x + 1 == of->pitch ? 0 : w->x + 1;
     }
+}
+
+/* Memory that is wanted next: from `at` to `end`, `rate` lines with each step. */
+typedef struct {
+    const char *at, *end;
+    long rate;
+} Ahead;
+
+/* Weights of step i lie `places[i]` after the panel's beginning. They pass the first cache by, where inputs are read again.
+ * Meanwhile the sums before are written, and the next weights fetched. */
+static void multiply_group(const Layer *of, Group a, const int8_t *left, const int8_t *right, const long *places, int32_t *sums,
+                           Waiting *before, Ahead *ahead, int half) {
+    const uint8_t *lower = a.at + 16 * a.stride;
+    long most = (ROWS + of->steps - 1) / of->steps;
+    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    for (long i = 0; i < of->steps; i++) {
+        _tile_stream_loadd(6, left + places[i], STEP);
+        _tile_loadd(4, a.at + a.offsets[i], a.stride);
+        _tile_stream_loadd(7, right + places[i], STEP);
+        _tile_loadd(5, lower + a.offsets[i], a.stride);
+        _tile_dpbusd(0, 4, 6);
+        _tile_dpbusd(1, 4, 7);
+        _tile_dpbusd(2, 5, 6);
+        _tile_dpbusd(3, 5, 7);
+        put(of, before, most, half);
+        if (ahead->at < ahead->end)
+            for (long line = 0; line < ahead->rate; line++, ahead->at += LINE)
+                _mm_prefetch(ahead->at, _MM_HINT_T1);
+    }
+    _tile_stored(0, sums, OUTPUTS * 4); _tile_stored(1, sums + 16, OUTPUTS * 4);
+    _tile_stored(2, sums + 16 * OUTPUTS, OUTPUTS * 4); _tile_stored(3, sums + 16 * OUTPUTS + 16, OUTPUTS * 4);
 }
 
 /* As multiply_avx2, weights in panels of 16 outputs, their inputs by fours and filled up to whole STEPs. Panels of 2 or 4
@@ -142,17 +168,21 @@ void multiply_amx(const uint8_t *q, const int8_t *weights, long bits, const floa
     /* Threads share what there is more of. */
     long panels = (n + OUTPUTS - 1) / OUTPUTS, row = in_place ? channels : padded;
     int by_weights = n * padded > images * positions * row;
-    long block = whole(CACHED / row, ROWS, by_weights ? positions : (positions + threads - 1) / threads);
-    long part = whole(WEIGHTS / (OUTPUTS * padded), 1, by_weights ? (panels + threads - 1) / threads : panels);
+    long block = whole(INPUTS / row, ROWS, by_weights ? positions : (positions + threads - 1) / threads);
+    long spare = CACHED - (block < positions ? block : positions) * row;
+    long part = whole((spare < WEIGHTS ? spare : WEIGHTS) / (OUTPUTS * padded), 1,
+                      by_weights ? (panels + threads - 1) / threads : panels);
     long blocks = (positions + block - 1) / block, parts = (panels + part - 1) / part, panel = 16 * padded;
 #pragma omp parallel num_threads(threads)
     {
-        Tiles before;
-        tiles_begin(&before);
+        Tiles tiles;
+        tiles_begin(&tiles);
         long held = -1, open = -1, room = in_place ? ROWS : block;
         int8_t *unpacked = bits < 8 ? aligned_alloc(64, part * 2 * panel) : NULL;
         uint8_t *patches = aligned_alloc(64, room * padded);
-        _Alignas(64) int32_t sums[ROWS * OUTPUTS];
+        _Alignas(64) int32_t sums[2][ROWS * OUTPUTS];
+        Waiting before = {0};
+        long turn = 0;
         memset(patches, 0, room * padded);
 #pragma omp for collapse(2) schedule(static)
         for (long b = 0; b < images * blocks; b++)
@@ -165,7 +195,12 @@ void multiply_amx(const uint8_t *q, const int8_t *weights, long bits, const floa
                     for (long c = begin; c < end; c += 16)
                         unpack((const uint8_t *)weights + c * padded * bits / 8, bits, panel, unpacked + (c - begin) * padded);
                 const int8_t *ready = bits < 8 ? unpacked : weights + begin * padded;
+                long following = n - end < part * OUTPUTS ? n - end : part * OUTPUTS, groups = (stop - first + ROWS - 1) / ROWS;
+                const char *next = (const char *)weights + end * padded * bits / 8;
+                Ahead ahead = {next, next + following * padded * bits / 8, 0};
                 for (long p = first; p < stop; p += ROWS) {
+                    if (p > first) /* The first group waits for its own weights. */
+                        ahead.rate = (2 * TILE / LINE * bits / 8 + groups - 2) / (groups - 1);
                     long some = stop - p < ROWS ? stop - p : ROWS;
                     Group a = {from + p * channels, channels, offsets};
                     const long *order = places;
@@ -177,15 +212,17 @@ void multiply_amx(const uint8_t *q, const int8_t *weights, long bits, const floa
                     }
                     for (long c = begin; c < end; c += OUTPUTS) {
                         const int8_t *left = ready + (c - begin) * padded, *second = c + 16 < n ? left + panel : left;
-                        multiply_group(a, steps, left, second, order, sums);
-                        put_group(&of, sums, image, p, some, scale + c, bias + c, y, c, half);
+                        int32_t *now = sums[turn ^= 1];
+                        multiply_group(&of, a, left, second, order, now, &before, &ahead, half);
+                        before = waiting(&of, now, image, p, some, scale, bias, y, c, half);
                     }
                 }
                 held = b, open = t;
             }
+        put(&of, &before, ROWS, half);
         free(patches);
         free(unpacked);
-        tiles_end(&before);
+        tiles_end(&tiles);
     }
     free(offsets);
 }
