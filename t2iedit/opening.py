@@ -46,13 +46,13 @@ def open_model(
     place = None if offload is None else _offload_device(device, offload)
     if isinstance(name_or_pipeline, DiffusionPipeline):
         model = _wrap_live(
-            name_or_pipeline, None if offload else device, _dtype(dtype), memory_format
+            name_or_pipeline, None if offload else device, usable_dtype(dtype), memory_format
         )
         return _offloaded(model, offload, place)
     name = str(name_or_pipeline)
     folder = BUNDLED.get(name) or _folder(name)
-    where = torch.device("cpu") if offload else _device(device)
-    kind = _dtype(dtype) or (_sensible_dtype(folder, place) if place is not None else None)
+    where = torch.device("cpu") if offload else usable_device(device)
+    kind = usable_dtype(dtype) or (_sensible_dtype(folder, place) if place is not None else None)
     pipeline = _load(folder, name, where, kind)
     if name == TURBO:
         from t2iedit.shapes.turbo import make_turbo
@@ -70,7 +70,7 @@ def open_model(
 def _offload_device(device: str | torch.device | None, offload: str) -> torch.device:
     if offload not in ("model", "sequential"):
         raise ModelNotUsable(f'offload is "model" or "sequential", not "{offload}"')
-    place = _device(device)
+    place = usable_device(device)
     if place.type == "cpu":
         raise ModelNotUsable(
             f"offload {offload} keeps weights off a GPU, and there is none here; leave it out"
@@ -199,7 +199,7 @@ def _folder(name: str) -> Path:
         ) from error
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def usable_device(device: str | torch.device | None) -> torch.device:
     if device is not None:
         try:
             probe = torch.zeros(1, device=device)
@@ -212,7 +212,7 @@ def _device(device: str | torch.device | None) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+def usable_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if not isinstance(dtype, str):
         return dtype
     if dtype not in DTYPES:

@@ -510,7 +510,7 @@ def test_interrupt_while_arguments_are_read_is_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr(t2iedit.cli.Parser, "parse_args", lambda self, words: interrupted(words))
     assert t2iedit.cli.main(["edits"]) == 130
-    assert capsys.readouterr().err == "t2iedit: interrupted; finished images are kept\n"
+    assert capsys.readouterr().err == "t2iedit: interrupted; what was finished is kept\n"
 
 
 def test_interrupt_keeps_finished_images_and_exits_130(tiny, tmp_path):
@@ -531,7 +531,7 @@ def test_interrupt_keeps_finished_images_and_exits_130(tiny, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
-    assert "interrupted; finished images are kept" in err
+    assert "interrupted; what was finished is kept" in err
     kept = list((tmp_path / "out").iterdir())
     assert kept and all(path.suffix == ".png" for path in kept)
     for path in kept:

@@ -13,6 +13,7 @@ from t2iedit_mixdq.allocation import (
     SLACK,
     allocate,
     candidates,
+    check_budget,
     most_sensitive,
     reachable,
     splits,
@@ -78,6 +79,17 @@ def test_unreachable_budget_says_the_reachable_range():
     assert allocate({"only": {2: 0.0, 8: 1.0}}, {"only": 10}, 5.0).bits == {"only": 2}
 
 
+def test_budget_that_no_layers_allow_is_known_before_they_are_judged():
+    layers = {
+        "a.ff.b": Layer("a.ff.b", "linear", 100, 10),
+        "conv": Layer("conv", "conv", 300, 30),
+    }
+    for of, low in (("weights", (2 * 100 + 4 * 300) / 400), ("activations", 4.0)):
+        check_budget(layers, of, low)
+        with pytest.raises(BudgetNotReachable, match=f"from {low:.2f} to 8.00"):
+            check_budget(layers, of, low - 0.1)
+
+
 def test_budget_splits_by_hand():
     """r = 2: B_q = 5 * 3 / (2 k + 1), B_c = k B_q."""
     pairs = list(splits("weights", 5.0, content=200, quality=100))
@@ -124,6 +136,8 @@ def test_most_sensitive_are_the_worst_of_each_group():
 def test_sqnr_by_hand():
     assert sqnr(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 3.5])) == pytest.approx(20.0)
     assert sqnr(torch.ones(2), torch.ones(2)) == 200
+    for overflowed in (torch.nan, torch.inf):
+        assert sqnr(torch.ones(2), torch.tensor([1.0, overflowed])) == -200
 
 
 def test_ssim_by_hand():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from safetensors.torch import load_file, save_file
 from t2iedit_decor import Decor
 from t2iedit_mixdq import MixDQ, checkpoint, execution
 from t2iedit_mixdq.architectures import example_inputs
@@ -19,14 +21,14 @@ from t2iedit_mixdq.errors import QuantisedModelNotUsable, RecipeNotUsable
 from t2iedit_mixdq.execution import NO_PRODUCTS, Executed
 from t2iedit_mixdq.kernels import onednn
 from t2iedit_mixdq.kernels.native import passes
-from t2iedit_mixdq.recipe import FILE, Recipe, read_bits, read_recipe, uniform
+from t2iedit_mixdq.recipe import FILE, Recipe, read_bits, read_recipe, uniform, write_recipe
 from t2iedit_mixdq.report import layer_rows, measured_memory, static_bytes
 from t2iedit_mixdq.saturation import TextClipped
 from t2iedit_mixdq.sensitivity import sqnr
 from t2iedit_mixdq.shards import INDEX
 from t2iedit_mixdq.simulation import Simulated
 from t2iedit_mixdq.surroundings import OnePassAttention, OnePassNorm, SiluOfTime, shorten
-from t2iedit_mixdq.wiring import survey
+from t2iedit_mixdq.wiring import survey, weights_digest
 from t2iedit_zero import T2IZero
 
 import t2iedit
@@ -177,11 +179,19 @@ def test_shards_are_like_those_of_diffusers(case):
     assert {path.name for path in folder.glob("*.safetensors")} == set(files)
 
 
-def test_nothing_half_written_is_left(case, tmp_path):
-    model, layers, _, _ = case
+def test_nothing_half_written_is_left(case, tmp_path, monkeypatch):
+    model, layers, ranges, _ = case
     recipe = Recipe(uniform(layers, 8), uniform(layers, 8))
     with pytest.raises(AssertionError):
         write_model(model, recipe, Found({}), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+    def disk_is_full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_recipe", disk_is_full)
+    with pytest.raises(t2iedit.UserError, match="No space left"):
+        write_model(model, recipe, Found(ranges), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -202,8 +212,8 @@ def test_report_names_every_layer_and_what_runs_it(case):
 def test_layers_left_whole_stay_whole(case, tmp_path):
     model, layers, ranges, _ = case
     some = [name for name in layers if "attn2" in name] + ["conv_in", "conv_out"]
-    weights = uniform(layers, 4, frozenset(some))
-    recipe = Recipe(weights, uniform(layers, 8, frozenset(["conv_in"])))
+    weights = uniform(layers, 4) | dict.fromkeys(some, 16)
+    recipe = Recipe(weights, uniform(layers, 8) | {"conv_in": 16})
     write_model(model, recipe, Found(ranges), tmp_path / "out")
     unet = load_unet(tmp_path / "out", CPU, torch.float32)
     assert type(unet.conv_in) is torch.nn.Conv2d and isinstance(unet.conv_out, Simulated)
@@ -273,6 +283,7 @@ def test_recipe_of_the_other_family_is_refused(case, copy):
     [
         ({"weights": {"conv_in": 3}}, "3 bits"),
         ({"weights": {"conv_in": True}}, "True bits"),
+        ({"weights": {7: 8}}, "7 where the name of a layer belongs"),
         ({"weights": ["conv_in"]}, "no mapping"),
         ({"format": 2}, "format 2"),
     ],
@@ -285,7 +296,8 @@ def test_broken_recipes_are_refused(copy, change, says):
 
 
 def test_unreadable_recipes_are_refused(tmp_path):
-    for content in (b"{", b"\xff\xfe", b"just words", b"!!python/object/apply:os.system [ls]"):
+    deep, code = b"[" * 20_000, b"!!python/object/apply:os.system [ls]"
+    for content in (b"{", b"\xff\xfe", b"just words", code, deep):
         (tmp_path / "bits.yaml").write_bytes(content)
         with pytest.raises(RecipeNotUsable):
             read_bits(tmp_path / "bits.yaml")
@@ -324,10 +336,118 @@ def test_tensor_of_the_wrong_size_is_refused(copy):
         t2iedit.open_model(copy)
 
 
+def rewrite(folder, name, change):
+    """Put a changed tensor into its shard."""
+    shard = folder / json.loads((folder / INDEX).read_text())["weight_map"][name]
+    tensors = load_file(shard)
+    tensors[name] = change(tensors[name]).contiguous()
+    save_file(tensors, shard)
+
+
+TEXT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("conv_in.delta", lambda delta: delta[:, :1]),
+        ("conv_in.delta", lambda delta: delta.flatten()),
+        ("conv_in.delta", lambda delta: delta * torch.nan),
+        ("conv_in.delta", lambda delta: -delta),
+        ("conv_in.delta", lambda delta: delta.int()),
+        ("conv_in.bias", lambda bias: bias[:3]),
+        ("conv_in.grids", lambda grids: grids[0]),
+        ("conv_in.grids", lambda grids: grids * 0),
+        ("conv_in.grids", lambda grids: grids * torch.inf),
+        ("conv_in.grids", lambda grids: grids + torch.tensor([0, 256])),
+        (f"{TEXT}.bos_outputs", lambda outputs: outputs[:, :1]),
+        ("bos_rows", lambda rows: rows[:, :1]),
+    ],
+)
+def test_tensors_that_do_not_fit_never_reach_a_kernel(copy, name, change):
+    rewrite(copy / "unet", name, change)
+    with pytest.raises(QuantisedModelNotUsable, match="where .* belong"):
+        t2iedit.open_model(copy)
+
+
+def test_steps_in_half_precision_are_steps(case, copy):
+    expected = pixels(t2iedit.open_model(copy), steps=1)
+    rewrite(copy / "unet", "conv_in.delta", lambda delta: delta.half())
+    assert same(pixels(t2iedit.open_model(copy), steps=1), expected)
+
+
+def test_a_changed_byte_is_found(copy):
+    checkpoint.verify(copy)
+    shard = sorted((copy / "unet").glob("mixdq-*"))[0]
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(QuantisedModelNotUsable, match=f'"{shard.name}".*damaged'):
+        checkpoint.verify(copy)
+
+
+@pytest.mark.parametrize("config", ["[]", "{", '{"strange": 1}', '{"block_out_channels": 3}'])
+def test_unet_that_cannot_be_built_is_refused(copy, config):
+    (copy / "unet" / "config.json").write_text(config)
+    with pytest.raises(QuantisedModelNotUsable, match=r"config\.json"):
+        load_unet(copy, CPU, torch.float32)
+
+
+def test_recipe_of_a_model_with_fewer_layers_is_refused(case):
+    """All its layers are in the larger model, which has others of other sizes."""
+    other = tiny_model("sdxl" if case[0].denoiser.config.addition_embed_type is None else "sd1")
+    with pytest.raises(RecipeNotUsable, match="other architecture"):
+        pixels(other, MixDQ(recipe=str(case[3][8, 8])))
+
+
+def test_recipe_may_be_given_by_its_file(case):
+    model, _, _, folders = case
+    by_folder = pixels(model, MixDQ(recipe=str(folders[8, 8])), steps=1)
+    by_file = pixels(model, MixDQ(recipe=str(folders[8, 8] / FILE)), steps=1)
+    assert np.array_equal(by_folder, by_file)
+
+
+def test_recipe_of_other_weights_is_told(case, copy):
+    model, layers, _, _ = case
+    recipe = read_recipe(copy)
+
+    def made_from(weights, rounding):
+        facts = {"model": {"dtype": "float32", "weights": weights}}
+        write_recipe(replace(recipe, rounding=rounding, facts=facts), copy)
+        request = t2iedit.Request(PROMPT, steps=1, edits=[MixDQ(recipe=str(copy))])
+        return t2iedit.generate(model, request).report["warnings"]
+
+    own = weights_digest(model.denoiser, layers)
+    assert made_from(own, "nearest") == made_from(own, "flexround") == []
+    (warning,) = made_from("0123456789ab", "nearest")
+    assert "other weights" in warning
+    with pytest.raises(t2iedit.EditNotSupported, match="another model's weights"):
+        made_from("0123456789ab", "flexround")
+
+
+def test_digest_of_weights_is_of_weights_alone(case):
+    model, layers, _, folders = case
+    own = weights_digest(model.denoiser, layers)
+    edit = MixDQ(recipe=str(folders[4, 8]))
+    with model.lock:
+        model.patch([(edit.key, edit.patch_model)])
+        assert weights_digest(model.denoiser, layers) == own
+        model.patch([])
+    weight = model.denoiser.conv_out.weight
+    with torch.no_grad():
+        before = weight[0, 0, 0, 0].clone()
+        weight[0, 0, 0, 0] += 1
+        assert weights_digest(model.denoiser, layers) != own
+        weight[0, 0, 0, 0] = before
+    assert weights_digest(model.denoiser, layers) == own
+
+
 def test_quantised_model_takes_no_quantising_edit(case):
     packed = t2iedit.open_model(case[3][8, 8])
     with pytest.raises(t2iedit.EditNotSupported, match="already"):
         pixels(packed, MixDQ(weights=4))
+    with pytest.raises(t2iedit.EditNotSupported, match="once"):
+        pixels(case[0], MixDQ(weights=4), MixDQ(weights=8))
 
 
 def test_options_say_bits_once():

@@ -37,7 +37,7 @@ def test_quantise_report_and_generate(folder, prompts, tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["weights"]["mean"] == 8 and report["activations"]["mean"] == 8
     assert sum(report["runs"].values()) == len(report["layers"])
-    assert report["bytes"]["static"] > 0 and report["bytes"]["in 16 bits"] > 0
+    assert report["bytes"]["static"] > 0 and report["bytes"]["static in 16 bits"] > 0
     assert main(["mixdq", "report", str(out)]) == 0
     text = capsys.readouterr().out
     assert "conv_in" in text and "bytes: static" in text
@@ -94,15 +94,46 @@ def test_bits_from_files(folder, prompts, tmp_path, capsys):
         (["--weights", "many"], "number of bits"),
         (["--weights", "absent.yaml"], "cannot be read"),
         (["--size", "big"], "width x height"),
+        (["--weights", ""], "number of bits"),
+        (["--weights", "2"], "can be reached"),
+        (["--activations", "3.5"], "can be reached"),
         (["--protect", "2"], "out of range"),
+        (["-m", "tiny-sd3"], "denoiser is a SD3Transformer2DModel"),
+        (["-o", "afile/out"], "cannot be made"),
         (["--prompts", "absent.txt"], "one prompt a line"),
     ],
 )
-def test_mistakes_cost_one_sentence(folder, prompts, tmp_path, capsys, more, says):
+def test_mistakes_cost_one_sentence(folder, prompts, tmp_path, capsys, monkeypatch, more, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "afile").touch()
+    if "tiny-sd3" in more:
+        tiny_pipeline("sd3").save_pretrained("tiny-sd3")
+        capsys.readouterr()
     assert quantize(folder, prompts, tmp_path / "out", *more) == 2
     shown = capsys.readouterr()
     assert says in shown.err and shown.err.count("\n") == 1 and shown.out == ""
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--device", "foo"], 'device "foo"'),
+        (["--dtype", "int8"], "no dtype"),
+        (["--size", "0"], "out of range"),
+    ],
+)
+def test_report_refuses_what_cannot_be(folder, prompts, tmp_path, capsys, more, says):
+    assert quantize(folder, prompts, tmp_path / "out") == 0
+    capsys.readouterr()
+    assert main(["mixdq", "report", str(tmp_path / "out" / "mixdq.yaml"), *more]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_protecting_all_layers_is_refused(folder, prompts, tmp_path, capsys):
+    more = ["--activations", "7", "--judges", "1", "--sensitivity", "hessian", "--protect", "1"]
+    assert quantize(folder, prompts, tmp_path / "out", *more) == 2
+    assert "protect fewer" in capsys.readouterr().err
 
 
 def test_existing_folder_is_not_overwritten(folder, prompts, tmp_path, capsys):

@@ -1,7 +1,5 @@
 """What is found in real UNets: layers, groups, split shortcuts and text layers."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -113,7 +111,7 @@ def test_unknown_unet_is_refused_in_one_sentence():
     config = dict(hollow(ARCHITECTURES["sd15"]).config) | {"encoder_hid_dim_type": "image_proj"}
     config |= {"encoder_hid_dim": 16, "addition_embed_type": "image", "sample_size": 8}
     with pytest.raises(EditNotSupported, match="cannot follow"):
-        survey(SimpleNamespace(config=config, named_modules=list))
+        survey(hollow(config))
 
 
 def test_replacing_returns_what_was_there(sd1):

@@ -51,8 +51,10 @@ class MixDQ(t2iedit.Edit):
             raise EditNotSupported(
                 f'the model "{run.model.name}" is quantised already; leave out -e mixdq, or give the model it was made from'
             )
+        if sum(isinstance(edit, MixDQ) for edit in run.edits) > 1:
+            raise EditNotSupported("a model is quantised once; give mixdq a single time")
         if self.options.recipe is not None:
-            self._load_recipe(run.model)
+            self._check_weights(self._load_recipe(run.model), run)
 
     def patch_model(self, model: Model) -> Callable[[], None]:
         from t2iedit_mixdq.bos import BosRows
@@ -66,7 +68,7 @@ class MixDQ(t2iedit.Edit):
             schemes = weight_schemes(model.denoiser, layers, self.options.weights)
             return simulate(model.denoiser, layers, schemes, bos=BosRows())
         recipe = self._load_recipe(model)
-        schemes = read_schemes(Path(self.options.recipe), recipe, layers)
+        schemes = read_schemes(self._folder, recipe, layers)
         bos = BosRows() if recipe.bos_aware else None
         return simulate(model.denoiser, layers, schemes, bos=bos)
 
@@ -75,24 +77,47 @@ class MixDQ(t2iedit.Edit):
         from t2iedit_mixdq.saturation import text_grid, warn_of_clipping
 
         if self.options.recipe is not None:
-            grid = text_grid(Path(self.options.recipe))
+            grid = text_grid(self._folder)
             warn_of_clipping(self, embedding, grid, run)
         run.record(
             self, runs="simulated; the original weights are kept, so no memory or time is saved"
         )
         return embedding
 
+    @property
+    def _folder(self) -> Path:
+        from t2iedit_mixdq.recipe import folder_of
+
+        return folder_of(Path(self.options.recipe))
+
+    @property
+    def _source(self) -> str:
+        return f'the recipe "{self.options.recipe}"'
+
     def _load_recipe(self, model: Model) -> Any:
-        from t2iedit_mixdq.recipe import check_fits, read_recipe
+        from t2iedit_mixdq.checkpoint import hollow_unet
+        from t2iedit_mixdq.recipe import check_fits, check_same_form, read_recipe
         from t2iedit_mixdq.wiring import survey
 
-        recipe = read_recipe(Path(self.options.recipe))
-        layers = survey(model.denoiser) if not self._is_on(model) else None
-        if layers is not None:
-            source = f'the recipe "{self.options.recipe}"'
-            check_fits(recipe.weights, layers, source)
-            check_fits(recipe.activations, layers, source)
+        recipe = read_recipe(self._folder)
+        if not self._is_on(model):
+            layers = survey(model.denoiser)
+            check_fits(recipe.weights, layers, self._source)
+            check_fits(recipe.activations, layers, self._source)
+            check_same_form(survey(hollow_unet(self._folder)), layers, self._source)
         return recipe
+
+    def _check_weights(self, recipe: Any, run: Run) -> None:
+        """Learned rounding is that of certain weights, and steps fit them best."""
+        if recipe.made_of(run.model):
+            return
+        if recipe.rounding != "nearest":
+            raise EditNotSupported(
+                f"{self._source} holds the rounding of another model's weights; quantise this model itself"
+            )
+        run.warn(
+            f"{self._source} was made from other weights, whose ranges need not fit these; quantise this model itself"
+        )
 
     def _is_on(self, model: Model) -> bool:
         from t2iedit_mixdq.simulation import Simulated

@@ -84,6 +84,15 @@ def reachable(scores: Scores, sizes: Mapping[str, int]) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
+def check_budget(layers: Mapping[str, Layer], of: str, budget: float) -> None:
+    """Raises `BudgetNotReachable` for a mean that no allocation can have, before hours of judging find that out."""
+    size = "weights" if of == "weights" else "inputs"
+    widths = {n: dict.fromkeys(ALLOWED[of][layer.group], 0.0) for n, layer in layers.items()}
+    low, high = reachable(widths, {name: getattr(layers[name], size) for name in layers})
+    if not low - SLACK <= budget <= high + SLACK:
+        raise _unreachable(budget, low, high)
+
+
 def splits(of: str, budget: float, content: int, quality: int) -> Iterator[tuple[float, float]]:
     """The pairs (content mean, quality mean) to try for a global mean, `content` and `quality` being the groups' sizes.
 

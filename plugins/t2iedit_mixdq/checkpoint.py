@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from t2iedit import EditNotSupported, Model
+from t2iedit.errors import OutputNotWritable, said
 from t2iedit_mixdq.architectures import hollow
 from t2iedit_mixdq.bos import BosLookup, BosRows, BosTable
 from t2iedit_mixdq.calibration import Ranges, make_scheme, text_rows
@@ -23,7 +24,7 @@ from t2iedit_mixdq.errors import QuantisedModelNotUsable
 from t2iedit_mixdq.execution import Executed, Workshop, execute_layer, workshop
 from t2iedit_mixdq.kernels.base import geometry_of, lying_last
 from t2iedit_mixdq.packing import pack, packed_size, unpack
-from t2iedit_mixdq.quantizers import Affine
+from t2iedit_mixdq.quantizers import top
 from t2iedit_mixdq.recipe import FILE, Recipe, check_fits, read_recipe, write_recipe
 from t2iedit_mixdq.saturation import watch, widest
 from t2iedit_mixdq.schemes import WHOLE, Scheme, integer_weight
@@ -57,8 +58,8 @@ def write_model(
     """
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     try:
+        part.mkdir(parents=True)
         with model.lock:
             # Patches stay on after a run until the next one wants others.
             model.patch([])
@@ -66,6 +67,10 @@ def write_model(
             rows = text_rows(model) if recipe.bos_aware else None
             write_unet(model.denoiser, recipe, found, rows, part, limit=limit)
         part.replace(folder)
+    except OSError as error:
+        raise OutputNotWritable(
+            f'"{folder}" cannot be written ({said(error)}); free some space, or give another folder'
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -186,17 +191,17 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Dif
 def load_unet(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """The packed UNet alone."""
     recipe = read_recipe(folder)
-    unet: Any = hollow(read_config(folder))
+    unet = hollow_unet(folder)
     layers = survey(unet)
     check_fits(recipe.weights, layers, f'"{folder / FILE}"')
     check_fits(recipe.activations, layers, f'"{folder / FILE}"')
     shards = Shards(folder / "unet")
     large = sum(layer.weights for layer in layers.values()) > LARGE
     tools = workshop(device, large=large)
-    lookup = BosLookup(shards.take(BOS).to(device)) if recipe.bos_aware else None
+    lookup = BosLookup(shards.numbers(BOS, (-1, -1)).to(device)) if recipe.bos_aware else None
     for name, layer in layers.items():
         if f"{name}.packed" in shards:
-            scheme = stored_scheme(layer, recipe.of(name), shards)
+            scheme = stored_scheme(layer, weight_shape(unet, name), recipe.of(name), shards)
             known = lookup if layer.text else None
             load_layer(unet, layer, scheme, shards, tools, known)
     tools.scratch.forms.clear()
@@ -213,28 +218,47 @@ def load_unet(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
 def read_schemes(folder: Path, recipe: Recipe, layers: Mapping[str, Layer]) -> dict[str, Scheme]:
     """Every layer's scheme as it was packed; learned integers with it, others are found by rounding again."""
     shards = Shards(folder / "unet")
-    unet = hollow(read_config(folder))
+    unet = hollow_unet(folder)
     schemes = {}
     for name, layer in layers.items():
-        scheme = stored_scheme(layer, recipe.of(name), shards)
+        shape = weight_shape(unet, name)
+        scheme = stored_scheme(layer, shape, recipe.of(name), shards)
         if recipe.rounding != "nearest" and scheme.delta is not None:
-            shape = tuple(unet.get_submodule(name).weight.shape)  # type: ignore[union-attr]
             scheme = replace(scheme, integers=stored_integers(layer, scheme, shape, shards))
         schemes[name] = scheme
     return schemes
 
 
-def stored_scheme(layer: Layer, bits: tuple[int, int], shards: Shards) -> Scheme:
-    """A layer's scheme without its integers."""
+def weight_shape(network: nn.Module, name: str) -> tuple[int, ...]:
+    """The shape of a layer's weights."""
+    return tuple(network.get_parameter(f"{name}.weight").shape)
+
+
+def stored_scheme(
+    layer: Layer, shape: tuple[int, ...], bits: tuple[int, int], shards: Shards
+) -> Scheme:
+    """A layer's scheme without its integers, whose shape is `shape`. Raises `QuantisedModelNotUsable`."""
     name, (weight_bits, act_bits) = layer.name, bits
-    delta = shards.take(f"{name}.delta") if f"{name}.delta" in shards else None
-    key = f"{name}.multipliers"
-    multipliers = shards.take(key) if key in shards else None
-    grids: tuple[Affine, ...] = ()
-    if act_bits != WHOLE:
-        pairs = shards.take(f"{name}.grids").tolist()
-        grids = tuple(Affine(step, int(zero), act_bits) for step, zero in pairs)
-    return Scheme(WHOLE if delta is None else weight_bits, act_bits, delta, grids, multipliers)
+    grids = () if act_bits == WHOLE else shards.grids(name, layer.parts, act_bits)
+    if f"{name}.delta" not in shards:
+        return Scheme(WHOLE, act_bits, grids=grids)
+    delta = shards.numbers(f"{name}.delta", (layer.parts, shape[0]), positive=True).float()
+    multipliers = _stored_multipliers(f"{name}.multipliers", shape, weight_bits, shards)
+    return Scheme(weight_bits, act_bits, delta, grids, multipliers)
+
+
+def _stored_multipliers(
+    name: str, shape: tuple[int, ...], bits: int, shards: Shards
+) -> Tensor | None:
+    if name not in shards:
+        return None
+    found = shards.take(name)
+    fits = found.dtype == torch.uint8 and found.ndim == 2 and found.numel() > 0
+    if not fits or len(found) != shape[0] or shape[1] % found.shape[1]:
+        raise shards.unusable(name, found, f"multipliers for {shape[0]} outputs")
+    if int(found.max()) * (top(bits) + 1) > 128:
+        raise shards.unusable(name, found, "multipliers that fit eight bits")
+    return found
 
 
 def stored_integers(layer: Layer, scheme: Scheme, shape: tuple[int, ...], shards: Shards) -> Tensor:
@@ -261,13 +285,22 @@ def load_layer(
     integers = stored_integers(layer, scheme, geometry.shape, shards)
     table = None
     if lookup is not None:
-        table = BosTable(lookup, shards.take(f"{name}.bos_outputs").to(tools.device))
-    bias = shards.take(f"{name}.bias") if f"{name}.bias" in shards else None
+        table = _stored_table(name, lookup, geometry.shape, shards)
+    key = f"{name}.bias"
+    bias = shards.numbers(key, geometry.shape[:1]) if key in shards else None
     bos = BosRows() if table is not None else None
     made = execute_layer(layer, scheme, integers, geometry, tools, bias=bias, table=table, bos=bos)
     copy_form(original, made)
     replace_layer(network, name, made)
     return made
+
+
+def _stored_table(name: str, lookup: BosLookup, shape: tuple[int, ...], shards: Shards) -> BosTable:
+    known = lookup.rows[1:]
+    if known.shape[1] != shape[1]:
+        raise shards.unusable("BOS row", known, f"rows of {shape[1]} numbers for {name}")
+    outputs = shards.numbers(f"{name}.bos_outputs", (len(known), shape[0]))
+    return BosTable(lookup, outputs.to(known.device))
 
 
 def load_rest(network: nn.Module, shards: Shards, device: torch.device, dtype: torch.dtype) -> None:
@@ -294,7 +327,8 @@ def _watch_text(unet: Any, layers: Mapping[str, Layer]) -> None:
 
 
 def _wrap_inputs(unet: Any, layer: Layer, recipe: Recipe, shards: Shards) -> None:
-    scheme = stored_scheme(layer, recipe.of(layer.name), shards)
+    shape = weight_shape(unet, layer.name)
+    scheme = stored_scheme(layer, shape, recipe.of(layer.name), shards)
     bos = BosRows() if recipe.bos_aware else None
     module = Simulated(unet.get_submodule(layer.name), layer, scheme, bos=bos)
     replace_layer(unet, layer.name, module.eval())
@@ -304,11 +338,33 @@ def read_config(folder: Path, component: str = "unet") -> dict[str, Any]:
     """The configuration of the UNet, or of another component. Raises `QuantisedModelNotUsable`."""
     path = folder / component / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise QuantisedModelNotUsable(
-            f'"{path}" cannot be read ({error}); quantise the model again'
+            f'"{path}" cannot be read ({said(error)}); quantise the model again'
         ) from error
+    if not isinstance(config, dict):
+        raise QuantisedModelNotUsable(f'"{path}" is no configuration; quantise the model again')
+    return config
+
+
+def hollow_unet(folder: Path) -> Any:
+    """The folder's UNet without a single weight. Raises `QuantisedModelNotUsable`."""
+    config = read_config(folder)
+    try:
+        return hollow(config)
+    except Exception as error:
+        raise QuantisedModelNotUsable(
+            f'"{folder / "unet" / "config.json"}" describes no UNet that can be built ({said(error)});'
+            " quantise the model again"
+        ) from error
+
+
+def verify(folder: Path) -> None:
+    """Compare every packed component with its checksums. Raises `QuantisedModelNotUsable`."""
+    for path in sorted(folder.iterdir()):
+        if is_packed(path):
+            Shards(path).verify()
 
 
 def is_packed(folder: Path) -> bool:

@@ -38,11 +38,11 @@ def _add_quantize(parser: argparse.ArgumentParser) -> None:
     add("--text-encoders", action="store_true", help="pack the text encoders too, in 8 bits")
     add("--naive", action="store_true", help="quantise BOS rows like all others, for comparison")
     add("--protect", type=float, default=0.01, metavar="SHARE", help="of layers to leave whole")
-    add("--judges", type=float, default=4.0, metavar="N", help="prompts that judge sensitivity")
+    add("--judges", type=int, default=4, metavar="N", help="prompts that judge sensitivity")
     add(
         "--budgets",
-        type=float,
-        default=1.0,
+        type=int,
+        default=1,
         metavar="N",
         help="means tried, down to 0.3 below BITS",
     )
@@ -62,7 +62,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     add("--of", choices=("weights", "activations"), help="what a YAML file gives bits for")
     add("--size", type=int, metavar="N", help="side of the latents; default the model's own")
     add("--device", default="cpu", help="where to load and measure")
-    add("--dtype", default="float32", help="float32, bfloat16 or float16")
+    add("--dtype", help="float32, bfloat16 or float16; default float32")
     add("--bits-only", action="store_true", help="load and measure nothing")
     add("--json", action="store_true", help="as JSON, every layer included")
     add("--debug", action="store_true", help="show tracebacks")
@@ -80,8 +80,8 @@ def run_quantize(args: argparse.Namespace) -> int:
         _bits(args.activations, "--activations"),
         uniform=args.uniform,
         protect=_within(args.protect, "--protect", 0.0, 1.0),
-        judges=int(_within(args.judges, "--judges", 1.0, 1000.0)),
-        budgets=int(_within(args.budgets, "--budgets", 1.0, 100.0)),
+        judges=int(_within(float(args.judges), "--judges", 1.0, 1000.0)),
+        budgets=int(_within(float(args.budgets), "--budgets", 1.0, 100.0)),
         hessian=args.sensitivity == "hessian",
         flexround=args.flexround,
         group=_group(args.group),
@@ -109,8 +109,12 @@ def run_quantize(args: argparse.Namespace) -> int:
 
 
 def run_report(args: argparse.Namespace) -> int:
+    from t2iedit_mixdq.recipe import folder_of
+
     _quiet()
-    path = Path(args.path)
+    path = folder_of(Path(args.path))
+    if args.size is not None:
+        _within(float(args.size), "--size", 1.0, 4096.0)
     report = folder_report(path, args) if path.is_dir() else file_report(path, args)
     if args.json:
         _print_json(report)
@@ -128,8 +132,8 @@ def folder_report(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What a quantised folder is, and what loading it here makes of it."""
     import torch
 
-    from t2iedit_mixdq.architectures import hollow
-    from t2iedit_mixdq.checkpoint import load_unet, read_config
+    from t2iedit.opening import usable_device, usable_dtype
+    from t2iedit_mixdq.checkpoint import hollow_unet, load_unet, verify
     from t2iedit_mixdq.recipe import read_recipe
     from t2iedit_mixdq.report import (
         SIZES,
@@ -142,9 +146,9 @@ def folder_report(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     from t2iedit_mixdq.wiring import survey
 
     recipe = read_recipe(folder)
-    config = read_config(folder)
-    size = args.size or config["sample_size"]
-    layers = survey(hollow(config), size)
+    hollow = hollow_unet(folder)
+    size = args.size or hollow.config.sample_size
+    layers = survey(hollow, size)
     report: dict[str, Any] = {of: bits_report(getattr(recipe, of), layers, of) for of in SIZES} | {
         "BOS-aware": recipe.bos_aware,
         "rounding": recipe.rounding,
@@ -154,15 +158,14 @@ def folder_report(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
     if args.bits_only:
         return report
-    dtype = getattr(torch, args.dtype, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise UserError(f'"{args.dtype}" is no dtype; give float32, bfloat16 or float16')
-    unet = load_unet(folder, torch.device(args.device), dtype)
+    device, dtype = usable_device(args.device), usable_dtype(args.dtype) or torch.float32
+    verify(folder)
+    unet = load_unet(folder, device, dtype)
     rows = layer_rows(unet, layers)
     return report | {
         "runs": engines(rows),
         "notes": list(unet.notes),
-        "bytes": measured_memory(unet, size) | {"in 16 bits": float_bytes(layers, unet)},
+        "bytes": measured_memory(unet, size) | {"static in 16 bits": float_bytes(layers, unet)},
         "layers": rows,
     }
 
@@ -201,7 +204,7 @@ def _layers_for(bits: dict[str, int], args: argparse.Namespace) -> dict[str, Any
 def _bits(text: str, flag: str) -> float | Path:
     if re.fullmatch(r"\d{1,3}(\.\d{1,6})?", text):
         return float(text)
-    if text.endswith((".yaml", ".yml")) or Path(text).exists():
+    if text.endswith((".yaml", ".yml")) or Path(text).is_file():
         return Path(text)
     raise UserError(f"{flag} {text}: give a number of bits, like 8 or 4.5, or a YAML file")
 

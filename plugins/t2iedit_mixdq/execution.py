@@ -96,7 +96,7 @@ class Executed(nn.Module):
     ) -> None:
         super().__init__()
         self.layer, self.scheme, self.kernels, self.reason = layer, scheme, tuple(kernels), reason
-        self.table, self.bos, self._bias = table, bos, bias
+        self.table, self.bos, self.bias = table, bos, bias
         assert scheme.delta is not None
         # As integers, so that no cast of the whole UNet to half precision can touch the steps.
         self.register_buffer("steps", scheme.delta.contiguous().view(torch.int32))
@@ -108,12 +108,12 @@ class Executed(nn.Module):
     @property
     def nbytes(self) -> int:
         """What the layer takes while it does nothing."""
-        extra = [self._bias] + ([] if self.table is None else [self.table.outputs])
+        extra = [self.bias] + ([] if self.table is None else [self.table.outputs])
         tensors = sum(tensor.nbytes for tensor in extra if tensor is not None)
         return tensors + sum(kernel.nbytes for kernel in self.kernels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self._multiplied(x, self._bias)
+        y = self._multiplied(x, self.bias)
         if self.table is None or self.bos is None:
             return y
         rows = self.bos.among(x.shape[1])
@@ -132,7 +132,7 @@ class Executed(nn.Module):
         known, residual = table.nearest(x, rows)
         if residual is not None:
             known = known + self._precise(residual)
-        known = known if self._bias is None else known + self._bias.to(known.dtype)
+        known = known if self.bias is None else known + self.bias.to(known.dtype)
         return known.unflatten(0, (len(x), len(rows)))
 
     def _precise(self, x: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ that rounding makes, is our choice. It holds where rounding errors are small and
 than at 2.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +22,7 @@ from torch.nn import grad
 from t2iedit_mixdq.bos import BosRows
 from t2iedit_mixdq.quantizers import BITS, fake_affine
 from t2iedit_mixdq.schemes import WHOLE, Scheme, float_weight, integer_weight, split_channels
-from t2iedit_mixdq.sensitivity import Bench, Table
+from t2iedit_mixdq.sensitivity import Bench, Table, decibels
 from t2iedit_mixdq.wiring import find_layer
 
 PROBES = 4
@@ -53,15 +52,11 @@ def predict(
                     on_score(1)
     return {
         part: {
-            name: {bits: _decibels(signal, noise.get((part, name, bits), 0.0)) for bits in BITS}
+            name: {bits: decibels(signal, noise.get((part, name, bits), 0.0)) for bits in BITS}
             for name in bench.layers
         }
         for part in of
     }
-
-
-def _decibels(signal: float, noise: float) -> float:
-    return min(200.0, 10 * math.log10(signal / noise)) if noise > 0 < signal else 200.0
 
 
 def _backward(

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from t2iedit import EditNotSupported, Model, UserError
-from t2iedit_mixdq.allocation import Allocation, Scores, candidates, most_sensitive
+from t2iedit.errors import OutputNotWritable, said
+from t2iedit_mixdq.allocation import Allocation, Scores, candidates, check_budget, most_sensitive
 from t2iedit_mixdq.calibration import Ranges, Settings, calibrate
 from t2iedit_mixdq.checkpoint import Found, recipe_scheme, write_model
 from t2iedit_mixdq.hessian import PROBES, predict
@@ -19,7 +20,7 @@ from t2iedit_mixdq.report import SIZES
 from t2iedit_mixdq.rounding import Learned, learn_all
 from t2iedit_mixdq.schemes import WHOLE
 from t2iedit_mixdq.sensitivity import Bench, Table, measure
-from t2iedit_mixdq.wiring import Layer, find_layer, survey
+from t2iedit_mixdq.wiring import Layer, find_layer, survey, weights_digest
 
 Stage = Callable[[str, int], Callable[[int], None]]
 """Called with a description and a total when something long begins; gives the function that moves its bar."""
@@ -72,6 +73,10 @@ class Quantising:
         """Calibrate and allocate. Raises `UserError` for bits that cannot be."""
         layers = survey(self.model.denoiser)
         fixed = {of: fixed_bits(getattr(self.wish, of), layers, of, self.wish) for of in SIZES}
+        for of, bits in fixed.items():
+            if bits is None:
+                check_budget(layers, of, float(getattr(self.wish, of)))
+        self._make_room()
         if fixed["activations"] is None or set(fixed["activations"].values()) != {WHOLE}:
             self.ranges = self._calibrated()
         bits = self._allocated(fixed, layers)
@@ -80,6 +85,8 @@ class Quantising:
         }
         self.facts["model"] = {
             "name": self.model.name,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "weights": weights_digest(self.model.denoiser, layers),
             "fingerprint": self.model.fingerprint,
             "prompts": len(self.settings.prompts),
         }
@@ -111,6 +118,14 @@ class Quantising:
         )
         learn_all(self.model, self.settings, schemes, learned, on_layer=advance)
         return Found(self.ranges, learned)
+
+    def _make_room(self) -> None:
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputNotWritable(
+                f'"{self.work}" cannot be made ({said(error)}); give -o a folder that can be written'
+            ) from error
 
     def _calibrated(self) -> Ranges:
         advance = self.stage("calibrating", len(self.settings.prompts))
@@ -149,6 +164,10 @@ class Quantising:
     ) -> Bits:
         """The candidate whose pictures are nearest to the reference, weights first as in MixDQ."""
         kept = {name: by_bits for name, by_bits in scores.items() if name not in whole}
+        if not kept:
+            raise UserError(
+                f"protecting {self.wish.protect:g} of the layers leaves none to give bits to; protect fewer"
+            )
         found = self._candidates(kept, bench.layers, of)
         advance = self.stage(f"choosing {of}", len(found))
         errors = []

@@ -1,16 +1,18 @@
 """Recipes: how many bits each layer's weights and inputs have. Upstream's YAML files are read as they are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from t2iedit import Model
+from t2iedit.errors import said
 from t2iedit_mixdq.errors import RecipeNotUsable
 from t2iedit_mixdq.quantizers import BITS
 from t2iedit_mixdq.schemes import WHOLE
-from t2iedit_mixdq.wiring import Group, Layer
+from t2iedit_mixdq.wiring import Group, Layer, weights_digest
 
 Bits = dict[str, int]
 """Layer name to 2, 4, 8 or 16; 16 and layers that are not named stay as they are."""
@@ -42,12 +44,23 @@ class Recipe:
         """The bits of a layer's weights and of its inputs."""
         return self.weights.get(name, WHOLE), self.activations.get(name, WHOLE)
 
+    def made_of(self, model: Model) -> bool:
+        """Whether it is of this model's very weights; also where that cannot be told, as after a change of dtype."""
+        made_from = self.facts.get("model")
+        known = made_from if isinstance(made_from, dict) else {}
+        if known.get("dtype") != str(model.dtype).removeprefix("torch."):
+            return True
+        return known.get("weights") == weights_digest(model.denoiser, self.weights)
 
-def uniform(
-    layers: Mapping[str, Layer], bits: int, protected: frozenset[str] = frozenset()
-) -> Bits:
-    """One width for all layers but the protected ones."""
-    return {name: WHOLE if name in protected else bits for name in layers}
+
+def uniform(layers: Mapping[str, Layer], bits: int) -> Bits:
+    """One width for all layers."""
+    return dict.fromkeys(layers, bits)
+
+
+def folder_of(path: Path) -> Path:
+    """The folder of a recipe, also where the file in it is given."""
+    return path.parent if path.name == FILE else path
 
 
 def read_bits(path: Path) -> Bits:
@@ -108,11 +121,26 @@ def check_fits(bits: Bits, layers: Mapping[str, Layer], source: str) -> None:
     """Raises `RecipeNotUsable` if the bits name layers that the model lacks, with the first of them."""
     foreign = [name for name in bits if name not in layers]
     if foreign:
-        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise RecipeNotUsable(
-            f"{source} is for another architecture: this model has no layer {', '.join(foreign[:3])}{more};"
+            f"{source} is for another architecture: this model has no layer {_first(foreign)};"
             " quantise this model itself, or open the one the recipe is for"
         )
+
+
+def check_same_form(theirs: Mapping[str, Layer], ours: Mapping[str, Layer], source: str) -> None:
+    """Raises `RecipeNotUsable`, with the first layers that differ, unless a recipe's layers have this model's form."""
+    forms = [{name: layer.form for name, layer in layers.items()} for layers in (theirs, ours)]
+    differing = [n for n in {**theirs, **ours} if forms[0].get(n) != forms[1].get(n)]
+    if differing:
+        raise RecipeNotUsable(
+            f"{source} is for another architecture: it does not have this model's {_first(differing)};"
+            " quantise this model itself, or open the one the recipe is for"
+        )
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def mean_bits(
@@ -135,6 +163,8 @@ def _checked(bits: Any, path: Path) -> Bits:
     if not isinstance(bits, dict):
         raise RecipeNotUsable(f'"{path}" has no mapping of layer names to bits where one belongs')
     for name, width in bits.items():
+        if not isinstance(name, str):
+            raise RecipeNotUsable(f'"{path}" has {name!r} where the name of a layer belongs')
         if type(width) is not int or width not in (*BITS, WHOLE):
             raise RecipeNotUsable(
                 f'"{path}" gives {name} {width!r} bits; a layer has 2, 4 or 8, or 16 to be left alone'
@@ -147,9 +177,8 @@ def _load(path: Path) -> Any:
         if path.stat().st_size > LARGEST:
             raise RecipeNotUsable(f'"{path}" is too large for a recipe; give a YAML file of bits')
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise RecipeNotUsable(
-            f'"{path}" cannot be read as a recipe ({reason}); give a folder that "t2iedit mixdq quantize" wrote,'
+            f'"{path}" cannot be read as a recipe ({said(error)}); give a folder that "t2iedit mixdq quantize" wrote,'
             " or a YAML file of layer names and bits"
         ) from error

@@ -87,6 +87,8 @@ def float_bytes(layers: Mapping[str, Layer], unet: nn.Module) -> int:
     others = sum(
         p.numel() for n, p in unet.named_parameters() if not n.endswith(".original.weight")
     )
+    executed = [module for module in unet.modules() if isinstance(module, Executed)]
+    others += sum(module.bias.numel() for module in executed if module.bias is not None)
     seen = {name for name, p in unet.named_parameters() if name.endswith("weight")}
     weights = sum(layer.weights for name, layer in layers.items() if f"{name}.weight" not in seen)
     return 2 * (weights + others)

@@ -23,8 +23,7 @@ def text_grid(folder: Path) -> Affine | None:
     grids = []
     for name, bits in recipe.activations.items():
         if name.endswith((".attn2.to_k", ".attn2.to_v")) and f"{name}.grids" in shards:
-            ((step, zero),) = shards.take(f"{name}.grids").tolist()
-            grids.append(Affine(step, int(zero), bits))
+            grids += shards.grids(name, 1, bits)
     return widest(grids)
 
 

@@ -18,7 +18,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 import t2iedit
-from t2iedit import Model, Request
+from t2iedit import Model, Request, digests
 from t2iedit_mixdq.bos import BosRows
 from t2iedit_mixdq.calibration import Ranges, Settings, make_scheme
 from t2iedit_mixdq.quantizers import BITS
@@ -26,12 +26,24 @@ from t2iedit_mixdq.schemes import WHOLE, Scheme
 from t2iedit_mixdq.simulation import simulate
 from t2iedit_mixdq.wiring import Layer, find_layer, survey
 
+MOST = 200.0
+"""In dB, what stands for no noise."""
+
 
 def sqnr(reference: Tensor, other: Tensor) -> float:
-    """10 log10(sum y^2 / sum (y_q - y)^2) in dB; 200 for equal ones, so that it stays a number."""
+    """10 log10(sum y^2 / sum (y_q - y)^2) in dB; 200 for equal ones and -200 for what overflowed, so that it stays a number."""
     signal = reference.double().square().sum().item()
     noise = (reference.double() - other.double()).square().sum().item()
-    return min(200.0, 10 * math.log10(signal / noise)) if noise > 0 and signal > 0 else 200.0
+    return decibels(signal, noise)
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10 log10(signal / noise), from -200 to 200."""
+    if not math.isfinite(noise):
+        return -MOST
+    if noise <= 0 or signal <= 0:
+        return MOST
+    return max(-MOST, min(MOST, 10 * math.log10(signal / noise)))
 
 
 def ssim(first: Image, second: Image) -> float:
@@ -154,7 +166,8 @@ def measure(
     With `state`, a file, each score is kept and a rerun goes on from there. Without `decoupled` all layers are judged by
     SQNR, which is the paper's ablation.
     """
-    digest = bench.settings.digest(f"{bench.model.fingerprint} {decoupled} {bench.group}")
+    ranges = digests.of_tensors(sorted(bench.ranges.items()))
+    digest = bench.settings.digest(f"{bench.model.fingerprint} {decoupled} {bench.group} {ranges}")
     known = _read(state, digest)
     table: Table = {part: {name: {} for name in bench.layers} for part in of}
     for part in of:

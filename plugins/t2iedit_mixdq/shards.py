@@ -1,18 +1,22 @@
 """Tensors of a folder in numbered safetensors files with an index, as diffusers shards them."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from t2iedit_mixdq.errors import QuantisedModelNotUsable
+from t2iedit_mixdq.quantizers import Affine
 
 INDEX = "mixdq.safetensors.index.json"
+CHECKSUMS = "sha256"
 LIMIT = 2**28
 """Bytes after which a new shard begins. A shard is mapped as a whole while it is read, so loading takes so much more."""
 
@@ -41,8 +45,14 @@ def write_shards(
         file = f"mixdq-{number:05}-of-{len(shards):05}.safetensors"
         (folder / f"{number}.part").rename(folder / file)
         place |= dict.fromkeys(names, file)
-    index = json.dumps({"weight_map": place}, indent=2)
+    sums = {file: _checksum(folder / file) for file in sorted(set(place.values()))}
+    index = json.dumps({"metadata": {CHECKSUMS: sums}, "weight_map": place}, indent=2)
     (folder / INDEX).write_text(index + "\n", encoding="utf-8")
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Shards:
@@ -50,7 +60,7 @@ class Shards:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._place = self._read_index()
+        self._place, self._checksums = self._read_index()
         self._open: dict[str, Any] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -73,11 +83,49 @@ class Shards:
                 " copy it again, or quantise the model again"
             ) from error
         if size is not None and (tensor.dtype != torch.uint8 or tensor.nbytes != size):
-            raise QuantisedModelNotUsable(
-                f'"{self.folder}" has {tensor.nbytes} bytes of {tensor.dtype} for {name} where {size} of uint8'
-                " belong; quantise the model again"
-            )
+            raise self.unusable(name, tensor, f"{size} bytes of uint8")
         return tensor.clone() if size is None else tensor
+
+    def numbers(
+        self, name: str, shape: tuple[int, ...], *, positive: bool = False
+    ) -> Float[Tensor, "..."]:
+        """A tensor in floating point of this shape, -1 standing for any length; each number finite, or above zero too.
+
+        Raises `QuantisedModelNotUsable`.
+        """
+        tensor = self.take(name)
+        lengths = zip(tensor.shape, shape, strict=False)
+        fits = tensor.ndim == len(shape) and all(wanted in (-1, n) for n, wanted in lengths)
+        if not fits or not tensor.is_floating_point():
+            raise self.unusable(name, tensor, f"floating point of the shape {list(shape)}")
+        if not bool(tensor.isfinite().all()) or (positive and not bool((tensor > 0).all())):
+            raise self.unusable(name, tensor, f"{'positive' if positive else 'finite'} numbers")
+        return tensor
+
+    def grids(self, layer: str, parts: int, bits: int) -> tuple[Affine, ...]:
+        """The grids of what each part of a layer reads. Raises `QuantisedModelNotUsable`."""
+        name = f"{layer}.grids"
+        pairs = self.numbers(name, (parts, 2))
+        grids = tuple(Affine(step, int(zero), bits) for step, zero in pairs.tolist())
+        if any(grid.delta <= 0 or not 0 <= grid.zero < grid.levels for grid in grids):
+            raise self.unusable(name, pairs, f"steps and zero points of {bits} bits")
+        return grids
+
+    def unusable(self, name: str, tensor: Tensor, wanted: str) -> QuantisedModelNotUsable:
+        """What to raise for a tensor that is not what belongs in its place."""
+        return QuantisedModelNotUsable(
+            f'"{self.folder}" has a {name} of {tensor.dtype} {list(tensor.shape)} where {wanted} belong;'
+            " copy the folder again, or quantise the model again"
+        )
+
+    def verify(self) -> None:
+        """Read every shard whole against its checksum. Raises `QuantisedModelNotUsable`, naming the first that differs."""
+        for file, checksum in self._checksums.items():
+            if _checksum(self.folder / file) != checksum:
+                raise QuantisedModelNotUsable(
+                    f'the shard "{file}" in "{self.folder}" is damaged: its bytes are not those that were written;'
+                    " copy it again, or quantise the model again"
+                )
 
     def _shard(self, file: str) -> Any:
         if file not in self._open:
@@ -85,11 +133,13 @@ class Shards:
             self._open = {file: safe_open(self.folder / file, "pt")}
         return self._open[file]
 
-    def _read_index(self) -> dict[str, str]:
+    def _read_index(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Where each tensor lies, and the checksums of the shards; folders of earlier versions have none."""
         path = self.folder / INDEX
         try:
-            place = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            index = json.loads(path.read_text(encoding="utf-8"))
+            place = index["weight_map"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise QuantisedModelNotUsable(
                 f'"{path}" cannot be read ({error}); copy the folder again, or quantise the model again'
             ) from error
@@ -104,4 +154,7 @@ class Shards:
                 raise QuantisedModelNotUsable(
                     f'"{self.folder}" lacks its shard "{file}"; copy it again, or quantise the model again'
                 )
-        return place
+        metadata = index.get("metadata")
+        checksums = metadata.get(CHECKSUMS) if isinstance(metadata, dict) else None
+        known = checksums if isinstance(checksums, dict) else {}
+        return place, {file: sum for file, sum in known.items() if file in place.values()}

@@ -27,6 +27,7 @@ from t2iedit_mixdq.checkpoint import (
     packed_layer,
     read_config,
     stored_scheme,
+    weight_shape,
 )
 from t2iedit_mixdq.errors import QuantisedModelNotUsable
 from t2iedit_mixdq.execution import workshop
@@ -160,8 +161,9 @@ def load_text_encoder(folder: Path, name: str, device: torch.device, dtype: torc
     transformer = _hollow(folder, name)
     shards, tools = Shards(folder / name), workshop(device, large=False)
     for layer in text_layers(transformer).values():
-        scheme = stored_scheme(layer, (BITS, BITS), shards)
-        lookup = BosLookup(shards.take(f"{layer.name}.{ROW}").to(device))
+        shape = weight_shape(transformer, layer.name)
+        scheme = stored_scheme(layer, shape, (BITS, BITS), shards)
+        lookup = BosLookup(shards.numbers(f"{layer.name}.{ROW}", (-1, -1)).to(device))
         load_layer(transformer, layer, scheme, shards, tools, lookup)
     load_rest(transformer, shards, device, dtype)
     for key, buffer in list(transformer.named_buffers()):

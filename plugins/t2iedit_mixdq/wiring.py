@@ -1,16 +1,18 @@
 """Which layers of a UNet can be quantised, what they are to the picture, and what they read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from t2iedit import EditNotSupported
+from t2iedit import EditNotSupported, digests
+from t2iedit.errors import said
 from t2iedit_mixdq.architectures import example_inputs, hollow
 
 Group = Literal["content", "quality"]
@@ -47,6 +49,11 @@ class Layer:
     def parts(self) -> int:
         return 2 if self.split else 1
 
+    @property
+    def form(self) -> tuple[str, int, int]:
+        """What a recipe for this layer depends on."""
+        return self.kind, self.weights, self.split
+
 
 def survey(unet: Any, size: int | None = None) -> dict[str, Layer]:
     """Every quantisable layer by name, in the order of the modules, found by one forward pass without weights.
@@ -56,9 +63,15 @@ def survey(unet: Any, size: int | None = None) -> dict[str, Layer]:
 
     Raises `EditNotSupported` for a UNet that cannot be followed.
     """
+    if not isinstance(unet, UNet2DConditionModel):
+        raise EditNotSupported(
+            f"mixdq quantises the UNets of SD 1.x, 2.x and SDXL, and this model's denoiser is a {type(unet).__name__}"
+        )
     config = dict(unet.config)
     frozen = tuple(sorted((key, _frozen(value)) for key, value in config.items()))
     layers = _survey(frozen, size)
+    if hasattr(unet, "mixdq"):
+        return dict(layers)
     names = {name for name, _ in quantisable(unet)}
     missing = sorted(names ^ set(layers))
     if missing:
@@ -82,6 +95,13 @@ def find_layer(unet: nn.Module, name: str) -> Any:
     return getattr(found, BASE, found)
 
 
+def weights_digest(unet: nn.Module, layers: Iterable[str]) -> str:
+    """Tells apart UNets of one architecture and dtype by some rows of each layer's weights, LoRAs on top left out."""
+    weights = ((name, find_layer(unet, name).weight) for name in sorted(layers))
+    # A few rows alone, since flattening copies weights that have their channels last.
+    return digests.of_weights((name, w[:: max(1, len(w) // 8)]) for name, w in weights)
+
+
 def replace_layer(unet: nn.Module, name: str, module: nn.Module) -> nn.Module:
     """Put a module in the place of this layer; what was there is returned."""
     parent, _, leaf = name.rpartition(".")
@@ -97,15 +117,15 @@ def replace_layer(unet: nn.Module, name: str, module: nn.Module) -> nn.Module:
 
 @lru_cache(maxsize=8)
 def _survey(frozen: tuple, size: int | None) -> dict[str, Layer]:
-    unet: Any = hollow(dict(frozen))
     seen: dict[str, tuple[int, int]] = {}
-    with torch.no_grad(), _Concatenations() as concatenations, _watched(unet, seen, concatenations):
-        try:
+    try:
+        unet: Any = hollow(dict(frozen))
+        with torch.no_grad(), _Concatenations() as made, _watched(unet, seen, made):
             unet(**example_inputs(unet, size or unet.config.sample_size))
-        except Exception as error:
-            raise EditNotSupported(
-                f"mixdq cannot follow this UNet ({type(error).__name__}: {error}); it knows those of SD 1.x, 2.x and SDXL"
-            ) from error
+    except Exception as error:
+        raise EditNotSupported(
+            f"mixdq cannot follow this UNet ({type(error).__name__}: {said(error)}); it knows those of SD 1.x, 2.x and SDXL"
+        ) from error
     return {
         name: Layer(
             name,

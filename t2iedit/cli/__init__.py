@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             silence_libraries()
         return args.run(args) if args.debug else _guarded(args)
     except KeyboardInterrupt:
-        return _fail("interrupted; finished images are kept", INTERRUPTED)
+        return _fail("interrupted; what was finished is kept", INTERRUPTED)
 
 
 def parser(typed: str = "") -> Parser:
