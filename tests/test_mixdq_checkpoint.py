@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -150,6 +151,21 @@ def test_two_models_do_not_disturb_each_other(case):
     alone = pixels(first)
     other = pixels(second, seeds=(7,))
     assert far(alone, pixels(first)) == 0 and far(other, pixels(second, seeds=(7,))) == 0
+
+
+@torch.no_grad()
+def test_threads_wait_for_each_other(case):
+    """Layers of one network unpack into the same memory."""
+    unet = load_unet(case[3][4, 8], CPU, torch.float32)
+    inputs = [example_inputs(unet, 8) for _ in range(4)]
+    for number, each in enumerate(inputs):
+        torch.manual_seed(number)
+        each["sample"].normal_()
+    expected = [unet(**each)[0] for each in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            made = list(pool.map(lambda each: unet(**each)[0], inputs))
+            assert all(map(torch.equal, made, expected))
 
 
 def test_packed_batch_of_four_equals_four_singles(case):

@@ -40,23 +40,22 @@ class BosLookup:
 
     def __init__(self, rows: Float[Tensor, "known dim"]) -> None:
         self.rows = torch.cat([torch.zeros_like(rows[:1]), rows])
-        self._asked: tuple[Tensor, int] | None = None
-        self._answer: tuple[Tensor, Tensor | None] | None = None
+        self._last: tuple[Tensor, int, tuple[Tensor, Tensor | None]] | None = None
 
     def find(
         self, x: Float[Tensor, "batch seq dim"], places: Sequence[int]
     ) -> tuple[Tensor, Tensor | None]:
         """For each BOS row the index of the nearest known one, and what is left over; None if nothing is, anywhere."""
         version = 0 if x.is_inference() else x._version
-        if self._asked is None or self._asked[0] is not x or self._asked[1] != version:
+        last = self._last
+        if last is None or last[0] is not x or last[1] != version:
             given = x[:, list(places)].flatten(0, 1)
             known = self.rows.to(x.dtype)
             index = torch.cdist(given.float(), known.float()).argmin(1)
             residual = given - known[index]
-            self._answer = index, residual if bool(residual.any()) else None
-            self._asked = x, version
-        assert self._answer is not None
-        return self._answer
+            last = x, version, (index, residual if bool(residual.any()) else None)
+            self._last = last
+        return last[2]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from t2iedit_mixdq.architectures import hollow
 from t2iedit_mixdq.bos import BosLookup, BosRows, BosTable
 from t2iedit_mixdq.calibration import Ranges, make_scheme, text_rows
 from t2iedit_mixdq.errors import QuantisedModelNotUsable
-from t2iedit_mixdq.execution import Executed, Workshop, execute_layer, workshop
+from t2iedit_mixdq.execution import Executed, Workshop, execute_layer, one_at_a_time, workshop
 from t2iedit_mixdq.kernels.base import geometry_of, lying_last
 from t2iedit_mixdq.packing import pack, packed_size, unpack
 from t2iedit_mixdq.quantizers import top
@@ -211,6 +211,8 @@ def load_unet(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
             _wrap_inputs(unet, layer, recipe, shards)
     shorten(unet, tools.passes.passes)
     _watch_text(unet, layers)
+    if device.type == "cpu":
+        one_at_a_time(unet)
     unet.mixdq, unet.notes = Packed(recipe, tools), tuple(tools.notes)
     return unet.requires_grad_(False)
 

@@ -1,7 +1,10 @@
 """Quantised layers that compute in integers, and keep nothing but packed weights."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int8
@@ -78,6 +81,18 @@ def workshop(device: torch.device, *, large: bool) -> Workshop:
     return Workshop(
         device, Remembered(chosen), made[0] if made else None, notes=[reason] if reason else []
     )
+
+
+def one_at_a_time(network: nn.Module) -> None:
+    """Let threads wait for each other: on a CPU the layers of one network write into memory that they share."""
+    lock, forward = threading.RLock(), network.forward
+
+    @wraps(forward)
+    def alone(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            return forward(*args, **kwargs)
+
+    network.forward = alone
 
 
 class Executed(nn.Module):

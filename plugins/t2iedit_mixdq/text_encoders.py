@@ -30,7 +30,7 @@ from t2iedit_mixdq.checkpoint import (
     weight_shape,
 )
 from t2iedit_mixdq.errors import QuantisedModelNotUsable
-from t2iedit_mixdq.execution import workshop
+from t2iedit_mixdq.execution import one_at_a_time, workshop
 from t2iedit_mixdq.prompts import default_prompts
 from t2iedit_mixdq.schemes import WHOLE, Scheme
 from t2iedit_mixdq.shards import Shards, write_shards
@@ -169,6 +169,8 @@ def load_text_encoder(folder: Path, name: str, device: torch.device, dtype: torc
     for key, buffer in list(transformer.named_buffers()):
         if buffer.is_meta:
             _number_positions(transformer, key, buffer.shape[-1], device)
+    if device.type == "cpu":
+        one_at_a_time(transformer)
     return transformer.eval().requires_grad_(False)
 
 
