@@ -79,14 +79,15 @@ static void multiply_narrow(const uint8_t *a, long k, const int8_t *panel, long 
 
 /* y = sum * scale + bias. */
 static void put(const __m256i sums[2], const float *scale, const float *bias, void *y, long at, long count, int half) {
-    float out[OUTPUTS];
+    float few[OUTPUTS], *out = half || count < OUTPUTS ? few : (float *)y + at;
     uint16_t upper[OUTPUTS];
     for (int h = 0; h < 2; h++) {
         __m256 sum = _mm256_cvtepi32_ps(sums[h]);
         _mm256_storeu_ps(out + 8 * h, _mm256_fmadd_ps(sum, _mm256_loadu_ps(scale + 8 * h), _mm256_loadu_ps(bias + 8 * h)));
     }
     if (!half) {
-        memcpy((float *)y + at, out, count * 4);
+        if (out == few)
+            memcpy((float *)y + at, out, count * 4);
         return;
     }
     for (int i = 0; i < OUTPUTS; i++) { /* half to even, as torch rounds */
