@@ -1,6 +1,8 @@
 """`t2iedit mixdq`, as typed."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -157,3 +159,12 @@ def test_report_of_a_file_on_a_named_architecture(tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["activations"]["layers by bits"]["8"] == 1
     assert report["activations"]["mean"] > 15.9
+
+
+@pytest.mark.slow
+def test_libraries_keep_quiet(folder, prompts, tmp_path):
+    """In a process of its own: what a library says while it is imported cannot be seen in this one."""
+    assert quantize(folder, prompts, tmp_path / "out") == 0
+    words = [sys.executable, "-m", "t2iedit", "mixdq", "report", str(tmp_path / "out")]
+    done = subprocess.run([*words, "--bits-only"], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from t2iedit import UserError, open_model
+from t2iedit.errors import UserError
 
 ARCHITECTURE_NAMES = ("sdxl", "sd15")
 
@@ -70,6 +70,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def run_quantize(args: argparse.Namespace) -> int:
+    from t2iedit import open_model
     from t2iedit_mixdq.calibration import Settings
     from t2iedit_mixdq.prompts import default_prompts, read_prompts
     from t2iedit_mixdq.quantising import Wish, quantise
@@ -187,6 +188,8 @@ def _layers_for(bits: dict[str, int], args: argparse.Namespace) -> dict[str, Any
     from t2iedit_mixdq.wiring import survey
 
     if args.model is not None:
+        from t2iedit import open_model
+
         return survey(open_model(args.model).denoiser, args.size)
     # Upstream's files are for pictures of 512 pixels.
     side = args.size or 64
