@@ -12,7 +12,6 @@ from PIL.Image import Image
 import t2iedit
 from t2iedit.attention import Look, Probabilities, Site, opened
 from t2iedit.clock import Clock
-from t2iedit.pipeline import patches
 
 
 @torch.no_grad()
@@ -24,7 +23,7 @@ def paint(model: t2iedit.Model, requests: Sequence[t2iedit.Request]) -> tuple[li
     begin = time.perf_counter()
     with model.lock, ExitStack() as stack:
         runs = [t2iedit.start(model, request) for request in requests]
-        model.patch(patches(runs[0]))
+        model.patch(runs[0].patches)
         told = t2iedit.condition(runs)
         for run, conditioning in zip(runs, told, strict=True):
             run.tokens = tuple(embedding.tokens for embedding in conditioning.prompt)

@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--max-side", type=int, default=limits.side, metavar="PIXELS")
     root.add_argument("--max-steps", type=int, default=limits.steps, metavar="N")
     root.add_argument("--max-learning", type=int, default=limits.learning, metavar="STEPS")
+    root.add_argument("--max-optimising", type=int, default=limits.optimising, metavar="STEPS")
     root.add_argument("--max-waiting", type=int, default=limits.waiting, metavar="N")
     return root
 
@@ -46,6 +47,7 @@ def opened_host(args: argparse.Namespace) -> Host:
         side=args.max_side,
         steps=args.max_steps,
         learning=args.max_learning,
+        optimising=args.max_optimising,
         waiting=args.max_waiting,
     )
     models = Models(args.models or ["shapes"], device=args.device)

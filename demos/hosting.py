@@ -22,7 +22,7 @@ IGNORED = ("made_with", "dtype")
 class Limits:
     """The most of each thing; sides and `pixels` (of an uploaded picture) in pixels, `upload` in bytes, texts in characters.
 
-    `learning` is of a concept's steps, `pictures` of those it is learned from, `sessions` of visitors who are remembered.
+    `learning` and `optimising` are of a concept's steps, the latter's for each request, `pictures` of those it is learned from, `sessions` of visitors who are remembered.
     """
 
     prompt: int = 1000
@@ -36,13 +36,14 @@ class Limits:
     pixels: int = 16_000_000
     pictures: int = 20
     learning: int = 500
+    optimising: int = 50
     history: int = 24
     waiting: int = 40
     sessions: int = 200
 
     def check(self, request: Request) -> None:
         """Raises `InvalidRequest`, naming the limit."""
-        width, height = request.size or (0, 0)
+        optimising = max((getattr(e.options, "optimise", 0) for e in request.edits), default=0)
         texts = sum(len(str(edit_to_json(edit))) for edit in request.edits)
         own = [*request.prompts.values(), *request.negatives.values()]
         for given, most, what in (
@@ -51,13 +52,22 @@ class Limits:
             (len(request.negative or ""), self.prompt, "the negative prompt's characters"),
             (len(request.edits), self.edits, "the edits"),
             (texts, self.options, "the characters of the edits' options"),
-            (width, self.side, "the width in pixels"),
-            (height, self.side, "the height in pixels"),
-            (request.steps or 0, self.steps, "the steps"),
             (len(request.seeds), self.images, "the images at once"),
+            (optimising, self.optimising, "the steps of a concept's optimisation"),
         ):
-            if given > most:
-                raise InvalidRequest(f"{what} may be at most {most} here, not {given}")
+            _check(given, most, what)
+        self.check_work(request.steps or 0, request.size or (0, 0))
+
+    def check_work(self, steps: int, size: tuple[int, int]) -> None:
+        """Raises `InvalidRequest` for more steps or larger pictures."""
+        _check(size[0], self.side, "the width in pixels")
+        _check(size[1], self.side, "the height in pixels")
+        _check(steps, self.steps, "the steps")
+
+
+def _check(given: int, most: int, what: str) -> None:
+    if given > most:
+        raise InvalidRequest(f"{what} may be at most {most} here, not {given}")
 
 
 class Models:
@@ -137,6 +147,13 @@ class Host:
         request = Request.from_json(data)
         self.limits.check(request)
         return request
+
+    def opened(self, request: Request) -> Model:
+        """The request's model. Raises `InvalidRequest` where what is left to its defaults is more than is allowed."""
+        model = self.models.opened(request.model)
+        defaults = model.defaults
+        self.limits.check_work(request.steps or defaults.steps, request.size or defaults.size)
+        return model
 
     def _with_own_files(self, edit: Any, uploads: Sequence[str]) -> Any:
         """The same edit, its options that name files matched to uploads and the host's list."""

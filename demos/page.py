@@ -105,7 +105,7 @@ def _script_endpoint(host: Host) -> None:
             own = [embedding(path, host.limits.upload) for path in files or []]
             admitted = host.admitted(request, own)
             single = admitted.for_seed(admitted.seeds[0])
-            result = shareable(generate(host.models.opened(single.model), single))
+            result = shareable(generate(host.opened(single), single))
         return result.image, result.report
 
     asked, report = gr.JSON(visible=False), gr.JSON(visible=False)

@@ -76,7 +76,7 @@ class Tab:
         """Both pictures, with news on the way."""
         request = self.form.asked(values)
         results: list[Result] = []
-        for said in painted(self.host.models.opened(request.model), both(request), stop):
+        for said in painted(self.host.opened(request), both(request), stop):
             if isinstance(said, Moment):
                 yield said
             else:

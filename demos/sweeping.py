@@ -81,7 +81,7 @@ class Tab:
             )
         yield {self.result: seen(), self.grid: None, self.cells: None}
         results: list[Result] = []
-        for said in painted(self.host.models.opened(request.model), flat, stop):
+        for said in painted(self.host.opened(request), flat, stop):
             if isinstance(said, Moment):
                 yield said
                 continue

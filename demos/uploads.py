@@ -10,6 +10,8 @@ from t2iedit.errors import InvalidRequest
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 SMALLEST = 8
 """Pixels of a picture's shorter side."""
+LONGEST = 8
+"""Times the shorter side: what is longer would fill the memory once it is scaled."""
 
 
 def embedding(path: str, most: int) -> str:
@@ -44,6 +46,14 @@ def picture(path: str, most: int, pixels: int) -> Image.Image:
             if min(width, height) < SMALLEST:
                 raise InvalidRequest(
                     f'"{name}" has {width} x {height} pixels; {SMALLEST} a side are the least'
+                )
+            if max(width, height) > LONGEST * min(width, height):
+                raise InvalidRequest(
+                    f'"{name}" has {width} x {height} pixels; it may be {LONGEST} times as long as wide at most'
+                )
+            if image.mode[0] in "IF":
+                raise InvalidRequest(
+                    f'"{name}" has grey values of more than 8 bits; save it with 8'
                 )
             return _on_white(ImageOps.exif_transpose(image))
     except InvalidRequest:

@@ -118,7 +118,7 @@ class Folder:
 
     def _append(self, record: dict[str, Any]) -> None:
         """One write a line, so that a crash leaves at most the end of one line missing, and a full disc nothing of it."""
-        line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+        line = (json.dumps(record, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
         try:
             with (self.path / RESULTS).open("ab", buffering=0) as file:
                 end = file.tell()
@@ -215,7 +215,7 @@ def in_process(tasks: list[Task], setup: Setup) -> Generator[Made, None, None]:
 
 
 def key_of(request: Request, known: dict[str, str] | None = None) -> str:
-    """What an image is called: digits over its request, and over the conditioning it starts from."""
+    """What an image is called: digits over its request, and over the contents of all files that it names."""
     values = request.to_json()
     if request.conditioning is not None:
         known = {} if known is None else known
@@ -224,7 +224,8 @@ def key_of(request: Request, known: dict[str, str] | None = None) -> str:
         values["conditioning"] = known[request.conditioning]
     if request.loras:
         values["loras"] = [[lora.digest(each), each.scale] for each in request.loras]
-    return digests.of_json(values, KEY_DIGITS)
+    files = [edit.files for edit in request.edits]
+    return digests.of_json(values | ({"files": files} if any(files) else {}), KEY_DIGITS)
 
 
 def _alike(request: Request) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Conditionings as files: one safetensors file each, versioned, read as untrusted (docs/conditioning-format.md)."""
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,8 @@ def _embedding(
             raise ValueError(f"{name}/{part} has the shape {tuple(tensor.shape)}")
         if part != "hidden" and tensor.dtype not in INTEGERS:
             raise ValueError(f"{name}/{part} is of {tensor.dtype}")
+    if int(codes.min()) < 0:
+        raise ValueError(f"{name}/kinds holds a number below 0")
     if offsets.shape[1] != 2 or (pooled is not None and pooled.ndim != 1):
         raise ValueError(f"{name} has offsets or a pooled vector of a wrong shape")
     for tensor in (hidden, *([] if pooled is None else [pooled])):
@@ -237,7 +240,7 @@ def _header(path: Path, metadata: dict[str, str]) -> _Header:
         raise _unusable(path, "it holds no conditioning of t2iedit")
     found = metadata.get("format", "")
     major = found.partition(".")[0]
-    if not major.isdigit():
+    if not re.fullmatch(r"[0-9]{1,4}", major):
         raise _unusable(path, f'its format "{found}" is no version')
     if int(major) != VERSION[0]:
         raise ConditioningNotUsable(

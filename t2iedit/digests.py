@@ -3,12 +3,16 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 DIGITS = 12
+SMALL = 2**20
+"""Bytes up to which a folder's file is told by its contents."""
 
 
 def of_weights(named: Iterable[tuple[str, Tensor]]) -> str:
@@ -28,6 +32,35 @@ def of_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
         flat = value.detach().contiguous().cpu().flatten()
         digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:DIGITS]
+
+
+def of_path(path: str | Path) -> str:
+    """A file's contents; of a folder the names and sizes of all its files, and the contents of small ones.
+
+    Raises `OSError` for what cannot be read.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _of_file(path, *_stamp(path))
+    digest = hashlib.sha256()
+    for each in sorted(path.rglob("*")):
+        if each.is_file():
+            size, when = _stamp(each)
+            told = _of_file(each, size, when) if size <= SMALL else size
+            digest.update(f"{each.relative_to(path).as_posix()} {told}\n".encode())
+    return digest.hexdigest()[:DIGITS]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=256)
+def _of_file(path: Path, size: int, when: int) -> str:
+    """Read anew only once its size or time is another."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
 
 
 def of_json(value: Any, digits: int = DIGITS) -> str:

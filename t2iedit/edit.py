@@ -2,20 +2,24 @@
 
 import json
 from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from t2iedit import digests, lora
 from t2iedit.attention import Probabilities, Site
 from t2iedit.conditioning import Conditioning
+from t2iedit.controls import controls
 from t2iedit.errors import EditNotSupported, InvalidOptions, PluginError
 from t2iedit.lora import Lora
-from t2iedit.model import Key, Model
+from t2iedit.model import Key, Model, Undo
 from t2iedit.spans import Span, locate, numbered, occurrences
-from t2iedit.text import TextEmbedding, Tokens
-from t2iedit.weighting import Script
+from t2iedit.text import TextEmbedding, TextEncoder, Tokens
+from t2iedit.weighting import Script, read
 from t2iedit.wording import Wording
 
 Phrase = Annotated[str, Field(json_schema_extra={"kind": "phrase"})]
@@ -110,8 +114,20 @@ class Edit:
 
     @property
     def key(self) -> Key:
-        """The name and all options as canonical JSON: equal keys mean equal effects."""
-        return self.name, json.dumps(self.options.model_dump(mode="json"), sort_keys=True)
+        """The name, all options as canonical JSON, and the files that they name: equal keys mean equal effects."""
+        values = [self.options.model_dump(mode="json"), *filter(None, [self.files])]
+        return self.name, json.dumps(values, sort_keys=True)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Digests of the files and folders that its options name, as they are now; those that are gone left out."""
+        found: dict[str, str] = {}
+        for name in _file_options(type(self.options)):
+            given = getattr(self.options, name)
+            for path in [given] if isinstance(given, str) else given or []:
+                with suppress(OSError, ValueError):
+                    found[path] = digests.of_path(path)
+        return found
 
     @classmethod
     def in_words(cls, facts: dict[str, Any]) -> str:
@@ -147,6 +163,11 @@ class Edit:
     def edit_attention(self, probs: Probabilities, site: Site, run: "Run") -> Probabilities:
         """The prompt's probabilities (image head pixel token) of one cross-attention layer, in float32."""
         return probs
+
+
+@cache
+def _file_options(options: type[Options]) -> tuple[str, ...]:
+    return tuple(control.name for control in controls(options) if control.kind == "file")
 
 
 @dataclass(eq=False)
@@ -191,6 +212,26 @@ class Run:
         """How this encoder is to read the prompt, or the negative one."""
         text = (self.negative or "") if negative else self.prompt
         return self.scripts.get((encoder, negative), Script(text))
+
+    @cached_property
+    def patches(self) -> list[tuple[Key, Callable[[Model], Undo | None]]]:
+        """What `Model.patch` is to leave on for it: LoRAs first, then what edits change, in the user's order."""
+        own = [lora.patch(self.loras)] if self.loras else []
+        return [*own, *((edit.key, edit.patch_model) for edit in self.doing("patch_model"))]
+
+    def read_by(self, encoder: TextEncoder) -> Tokens:
+        """The prompt as this encoder reads it in this run: in its own words, and in as many windows as it may have."""
+        held = self.given.prompt if self.given is not None else ()
+        own = [each.tokens for each in held if each.tokens.encoder == encoder.name]
+        return own[0] if own else read(encoder, self.script(encoder.name))
+
+    def rows(self, phrase: str, tokens: Tokens) -> list[int]:
+        """The phrase's tokens, found in the text that these are of.
+
+        Raises `SpanNotFound`, and `SpanTruncated` for what the encoder does not read.
+        """
+        same = tokens.text == self.prompt
+        return tokens.indices(self.span(phrase) if same else locate(tokens.text, phrase))
 
     def doing(self, stage: str, at: float | None = None, *, negative: bool = False) -> list[Edit]:
         """The edits with this stage, in the user's order; only those whose window holds `at`, if given.

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,17 +22,19 @@ from t2iedit.wording import Wording
 def condition(runs: Sequence[Run], known: Known | None = None) -> list[Conditioning]:
     """What the denoiser is told in each run: one forward pass an encoder for all prompts, one for all negatives.
 
-    The runs share one model. A run that starts from a conditioning is not encoded again; its edits come on top. `known`
+    The runs share one model, which is left patched as the last of them wants it. A run that starts from a conditioning is not encoded again; its edits come on top. `known`
     keeps encoded texts from one call to the next, for as long as nothing is done to the model in between.
     """
     if not runs:
         return []
     known = {} if known is None else known
-    model, skips = runs[0].model, {run.clip_skip for run in runs}
-    if len(skips) > 1:
-        return _apart(runs, skips, known)
+    model, kinds = runs[0].model, {_kind(run) for run in runs}
+    if len(kinds) > 1:
+        return _apart(runs, kinds, known)
     with ExitStack() as stack:
-        stack.enter_context(model.skipping(*skips))
+        stack.enter_context(model.lock)
+        model.patch(runs[0].patches)
+        stack.enter_context(model.skipping(runs[0].clip_skip))
         for encoder in model.encoders:
             stack.enter_context(encoder.remembering())
         # After patches, since a LoRA changes the encoders too.
@@ -79,11 +82,16 @@ def encode_texts(run: Run, encoder: TextEncoder, texts: Sequence[str]) -> list[T
     return [found[key] for key in keys]
 
 
-def _apart(runs: Sequence[Run], skips: set[int | None], known: Known) -> list[Conditioning]:
-    """Runs that read different layers, those of one kind together."""
+def _kind(run: Run) -> tuple[Any, ...]:
+    """What a model is to be like for it: the layer that is read, and what is patched."""
+    return run.clip_skip, *(key for key, _ in run.patches)
+
+
+def _apart(runs: Sequence[Run], kinds: set[tuple], known: Known) -> list[Conditioning]:
+    """Runs that want the model otherwise, those of one kind together."""
     done: dict[int, Conditioning] = {}
-    for skip in skips:
-        alike = [run for run in runs if run.clip_skip == skip]
+    for kind in kinds:
+        alike = [run for run in runs if _kind(run) == kind]
         done |= zip(map(id, alike), condition(alike, known), strict=True)
     return [done[id(run)] for run in runs]
 
@@ -117,8 +125,9 @@ class Job:
     def reading(self, encoder: TextEncoder) -> Iterator[None]:
         """While this holds, the run's prompt is what this encoder reads, and phrases are found in it."""
         own = self.run.prompt
-        if not self.negative and self.aside is None and self.run.given is None:
-            self.run.prompt = self.script(encoder).text
+        if not self.negative and self.aside is None:
+            given = self.given(encoder)
+            self.run.prompt = self.script(encoder).text if given is None else given.tokens.text
         try:
             yield
         finally:

@@ -158,11 +158,15 @@ def _check_encoders(pipeline: DiffusionPipeline) -> None:
         )
 
 
+SIDE = 64
+"""Of latents, where a configuration does not say."""
+
+
 def default_settings(pipeline: Any) -> Defaults:
     """The pipeline's own defaults; a Turbo checkpoint, told by its scheduler, wants one step and no guidance."""
     call = inspect.signature(type(pipeline).__call__).parameters
     unet = getattr(pipeline, "unet", None)
-    side = pipeline.default_sample_size if unet is None else unet.config.sample_size
+    side = pipeline.default_sample_size if unet is None else unet.config.sample_size or SIDE
     height, width = (side, side) if isinstance(side, int) else side
     size = width * pipeline.vae_scale_factor, height * pipeline.vae_scale_factor
     if _is_turbo(pipeline.scheduler):

@@ -14,7 +14,7 @@ from t2iedit.edit import Run
 from t2iedit.encoding import condition
 from t2iedit.errors import InvalidRequest
 from t2iedit.model import Model
-from t2iedit.pipeline import OnStep, generate, patches, start
+from t2iedit.pipeline import OnStep, generate, start
 from t2iedit.request import Request
 from t2iedit.text import Kind, TextEmbedding, TextEncoder, Tokens
 
@@ -86,9 +86,7 @@ def inspect(model: Model, request: Request) -> Inspection:
     """
     plain, edited = start(model, request.model_copy(update={"edits": ()})), start(model, request)
     with model.lock:
-        model.patch(patches(plain))
         (before,) = condition([plain])
-        model.patch(patches(edited))
         (after,) = condition([edited])
         found = [
             _encoder_facts(model.encoder(one.tokens.encoder), one, other, edited)

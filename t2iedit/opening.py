@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from t2iedit.errors import ModelNotUsable, UserError, said
+from t2iedit.errors import ModelNotUsable, T2IEditError, UserError, said
 from t2iedit.folders import check_folder, check_loaded, folder_settings
 from t2iedit.model import Model
 from t2iedit.plugins import installed
@@ -58,7 +60,8 @@ def open_model(
         from t2iedit.shapes.turbo import make_turbo
 
         folder = make_turbo(pipeline, folder)
-    model = _wrap(pipeline, name)
+    with _damage_told(name):
+        model = _wrap(pipeline, name)
     model.defaults = folder_settings(folder, name, model.defaults)
     if offload is not None:
         set_memory_format(model.denoiser, memory_format or "contiguous")
@@ -177,8 +180,22 @@ def _load(
         raise ModelNotUsable(
             f'the model "{name}" cannot be loaded ({said(error, 300)}); fetch or copy it again, with safetensors weights'
         ) from error
-    check_loaded(folder, name, pipeline)
+    with _damage_told(name):
+        check_loaded(folder, name, pipeline)
     return pipeline
+
+
+@contextmanager
+def _damage_told(name: str) -> Iterator[None]:
+    """Whatever a damaged checkpoint makes the libraries raise means the same to the user."""
+    try:
+        yield
+    except T2IEditError:
+        raise
+    except Exception as error:
+        raise ModelNotUsable(
+            f'the model "{name}" cannot be loaded ({said(error, 300)}); fetch or copy it again, with safetensors weights'
+        ) from error
 
 
 def _folder(name: str) -> Path:
@@ -206,7 +223,7 @@ def usable_device(device: str | torch.device | None) -> torch.device:
             # A "meta" device makes tensors too, but computes nothing.
             probe.item()
             return probe.device
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, ImportError) as error:
             reason = str(error).split("\n")[0].rstrip(".")
             raise ModelNotUsable(f'the device "{device}" cannot be used here ({reason})') from error
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

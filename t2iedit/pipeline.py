@@ -1,9 +1,10 @@
 """The straight line: prompt to tokens to embeddings to edits to denoising to images."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from t2iedit.conditioning import Conditioning
 from t2iedit.edit import Edit, Run, check_window
 from t2iedit.encoding import Known, blamed, condition
 from t2iedit.errors import ConditioningNotUsable, EditNotSupported, InvalidRequest, PluginError
-from t2iedit.model import Key, Model, Undo
+from t2iedit.model import Model
 from t2iedit.plugins import installed
 from t2iedit.provenance import environment
 from t2iedit.request import Request, Result
@@ -75,7 +76,6 @@ def generate(
     run = start(model, request, conditioning, **inputs)
     images: list[Image] = []
     with model.lock:
-        model.patch(patches(run))
         (told,) = condition([run], known)
         for image, seed in denoise(run, told, on_step=on_step, batch_size=batch_size):
             single = request.for_seed(seed)
@@ -85,12 +85,6 @@ def generate(
                 on_image(image, single)
             images.append(image)
     return Result(tuple(images), request, run.report)
-
-
-def patches(run: Run) -> list[tuple[Key, Callable[[Model], Undo | None]]]:
-    """What `Model.patch` is to leave on for this run: LoRAs first, then what edits change, in the user's order."""
-    own = [lora.patch(run.loras)] if run.loras else []
-    return [*own, *((edit.key, edit.patch_model) for edit in run.doing("patch_model"))]
 
 
 def encode(model: Model, request: Request | Conditioning | str, **values: Any) -> Conditioning:
@@ -108,9 +102,7 @@ def encode(model: Model, request: Request | Conditioning | str, **values: Any) -
 @torch.no_grad()
 def encode_run(run: Run) -> Conditioning:
     """What the denoiser would be told in this run, by the model as the run wants it patched."""
-    with run.model.lock:
-        run.model.patch(patches(run))
-        (conditioning,) = condition([run])
+    (conditioning,) = condition([run])
     return conditioning
 
 
@@ -248,12 +240,18 @@ def _circumstances(run: Run) -> dict[str, Any]:
             "guidance_scale": run.guidance_scale,
             "size": None if run.size is None else list(run.size),
             "loras": {each.file: lora.digest(each) for each in run.loras},
+            "files": files_of(run.edits),
             "versions": environment(),
             "plugins": {edit.name: installed().source(edit.name) for edit in run.edits},
         }
         | _started_from(run)
         | ({"inputs": sorted(run.inputs)} if run.inputs else {})
     )
+
+
+def files_of(edits: Iterable[Edit]) -> dict[str, str]:
+    """What the edits' files hold, by their names alone: a picture that is passed on tells nothing of folders."""
+    return {Path(path).name: digest for edit in edits for path, digest in edit.files.items()}
 
 
 def _started_from(run: Run) -> dict[str, Any]:
@@ -272,6 +270,8 @@ def denoise(
 
     Raises `PluginError` for an edit of the attention that breaks its contract.
     """
+    if batch_size < 1:
+        raise InvalidRequest(f"batch_size is the images of one call, 1 at least, not {batch_size}")
     model = run.model
     told = model.inputs(conditioning)
     run.tokens = _tokens(conditioning)
@@ -284,6 +284,7 @@ def denoise(
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(model.lock)
+            model.patch(run.patches)
             stack.enter_context(_quiet(model.pipeline))
             stack.enter_context(using(model.pipeline, run.scheduler))
             stack.enter_context(scheduled(model, conditioning, images=len(seeds)))

@@ -9,12 +9,20 @@ from t2iedit.conditioning import Conditioning
 from t2iedit.errors import RecipeNotUsable, UserError
 from t2iedit.lora import digest
 from t2iedit.model import Model
+from t2iedit.pipeline import files_of
 from t2iedit.plugins import installed
 from t2iedit.provenance import environment, read_recipe
 from t2iedit.request import Request
 from t2iedit.schedulers import using
 
-MADE_WITH = {"versions": dict, "loras": dict, "plugins": dict, "inputs": list, "memory_format": str}
+MADE_WITH = {
+    "versions": dict,
+    "loras": dict,
+    "files": dict,
+    "plugins": dict,
+    "inputs": list,
+    "memory_format": str,
+}
 """What the circumstances of an image are read as; a foreign recipe may hold anything there."""
 
 
@@ -52,6 +60,7 @@ def differences(model: Model, request: Request, made_with: dict[str, Any]) -> li
         "number of images per call": 1,
     } | environment()
     now |= {f"LoRA {lora.file}": digest(lora) for lora in request.loras}
+    now |= {f"content of {name}": value for name, value in files_of(request.edits).items()}
     then = {
         "weights": made_with.get("fingerprint"),
         "scheduler": made_with.get("scheduler"),
@@ -61,6 +70,7 @@ def differences(model: Model, request: Request, made_with: dict[str, Any]) -> li
         "number of images per call": made_with.get("batch_size"),
     } | made_with.get("versions", {})
     then |= {f"LoRA {file}": value for file, value in made_with.get("loras", {}).items()}
+    then |= {f"content of {file}": value for file, value in made_with.get("files", {}).items()}
     return [
         f"the recorded {name} was {then[name]}, here it is {value}; the image may differ"
         for name, value in now.items()

@@ -70,6 +70,10 @@ class Request(BaseModel):
             if isinstance(cause, UserError):
                 raise cause from None
             raise InvalidRequest(_sentence(error)) from error
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(
+                "the request holds half a character, which is no text (a lone surrogate); leave it out"
+            ) from error
 
     @classmethod
     def from_json(cls, data: Any) -> "Request":

@@ -22,6 +22,7 @@ from t2iedit.errors import InvalidRequest, LoraNotUsable, OutputNotWritable
 from t2iedit.lora import Lora
 from t2iedit.painters import KNOWN_TEXTS, Made, Setup
 from t2iedit.plugins import installed
+from t2iedit.repeating import differences, recorded
 from t2iedit.request_files import read_lines
 from t2iedit.text import TextEncoder
 from t2iedit.tiny import tiny_pipeline
@@ -551,3 +552,34 @@ def test_mistakes_in_the_command_are_one_sentence(cli, tmp_path, flags, sentence
 
 def test_made_travels_without_an_image():
     assert Made(3, error="no").png is None
+
+
+def concept(path, model, value):
+    from t2iedit_context.embeddings import Concept, write_concept
+
+    width = model.pipeline.text_encoder.config.hidden_size
+    write_concept(Concept("<toy>", {"clip": torch.full((1, width), value)}), path)
+
+
+def test_other_file_of_the_same_name_is_another_image(tiny, tmp_path, sd1):
+    path, out = tmp_path / "toy.safetensors", tmp_path / "out"
+    core = {"name": "core", "options": {"concept": [str(path)]}}
+    jobs = written(tmp_path / "a.jsonl", {"prompt": "a <toy>", "model": tiny, "edits": [core]})
+    made = []
+    for value in (0.1, 0.1, -0.2):
+        concept(path, sd1, value)
+        made.append([each for _, each in paint(read_lines(jobs), out)])
+    assert [len(paths) for paths in made] == [1, 0, 1] and made[0] != made[2]
+    request, made_with = recorded(made[0][0])
+    told = differences(t2iedit.open_model(tiny), request, made_with)
+    assert any("content of toy.safetensors" in sentence for sentence in told)
+
+
+def test_half_a_character_stops_nothing(tiny, tmp_path):
+    bad = '{"prompt": "a", "edits": [{"name": "\\ud800"}]}'
+    jobs = written(tmp_path / "a.jsonl", bad, {"prompt": "a cat", "model": tiny})
+    assert [path is not None for _, path in paint(read_lines(jobs), tmp_path / "out")] == [
+        False,
+        True,
+    ]
+    assert len(results(tmp_path / "out")) == 2

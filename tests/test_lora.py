@@ -85,7 +85,7 @@ def picture(model, *loras, **values):
 
 def hidden(model, *loras):
     run = t2iedit.start(model, Request(PROMPT, steps=1, loras=list(map(str, loras))))
-    model.patch(t2iedit.pipeline.patches(run))
+    model.patch(run.patches)
     return t2iedit.condition([run])[0].prompt[0].hidden
 
 
@@ -186,7 +186,7 @@ def test_decors_undesired_prompt_goes_through_the_customised_encoder(files, sd1)
     def directions(*loras):
         request = Request(PROMPT, steps=1, loras=list(map(str, loras)), edits=[decor])
         run = t2iedit.start(sd1, request)
-        sd1.patch(t2iedit.pipeline.patches(run))
+        sd1.patch(run.patches)
         (edited,) = t2iedit.condition([run])[0].prompt
         encoder = sd1.encoders[0]
         fog = encoder.encode(encoder.tokenize("fog"))
@@ -304,3 +304,24 @@ def test_an_image_remembers_its_loras(files, sd1, tmp_path):
     copy.unlink()
     with pytest.raises((LoraNotUsable, RecipeNotUsable), match="copy.safetensors"):
         differences(sd1, again, made_with)
+
+
+def test_halves_of_the_line_patch_the_model_as_the_whole_does(files, sd1):
+    plain, with_lora = picture(sd1), picture(sd1, files["sd1"])
+
+    def by_halves(*loras):
+        run = t2iedit.start(sd1, Request(PROMPT, steps=2, loras=list(map(str, loras))))
+        (conditioning,) = t2iedit.condition([run])
+        ((image, _),) = t2iedit.denoise(run, conditioning)
+        return image.tobytes()
+
+    assert picture(sd1) == plain and by_halves(files["sd1"]) == with_lora
+    assert picture(sd1, files["sd1"]) == with_lora and by_halves() == plain
+
+
+def test_runs_with_and_without_a_lora_are_encoded_apart(files, sd1):
+    apart = [hidden(sd1), hidden(sd1, files["sd1"])]
+    requests = [Request(PROMPT, steps=1, loras=loras) for loras in ([], [str(files["sd1"])])]
+    together = t2iedit.condition([t2iedit.start(sd1, request) for request in requests])
+    for alone, one in zip(apart, together, strict=True):
+        assert torch.equal(one.prompt[0].hidden, alone)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import t2iedit
+from t2iedit.errors import InvalidRequest
 from t2iedit.plugins import installed
 
 Decor = installed().edit("decor")
@@ -164,3 +165,8 @@ def test_text_that_many_edits_look_at_is_encoded_once(model, monkeypatch):
     before = encoder.encode(encoder.tokenize("fog")).hidden
     next(encoder.transformer.parameters()).data.mul_(1.5)
     assert not torch.equal(encoder.encode(encoder.tokenize("fog")).hidden, before)
+
+
+def test_batch_of_no_images_is_refused(sd1):
+    with pytest.raises(InvalidRequest, match="batch_size"):
+        t2iedit.generate(sd1, t2iedit.Request("a cat", steps=1), batch_size=0)

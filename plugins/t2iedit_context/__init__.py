@@ -9,11 +9,13 @@ from pydantic import Field
 from torch import Tensor
 
 import t2iedit
-from t2iedit import EditNotSupported, File, Run, TextEncoder, Tokens, Wording
+from t2iedit import EditNotSupported, File, Run, SpanTruncated, TextEncoder, Tokens, Wording
+from t2iedit_context.checks import check_differentiable
 from t2iedit_context.diagnostics import context_similarity, described
 from t2iedit_context.embeddings import Concept, check_concepts, read_concept
 from t2iedit_context.objective import Part, Weights
 from t2iedit_context.placing import Vectors, placed, places, stand_in, worded
+from t2iedit_context.regularisation import ContextsDiffer
 from t2iedit_context.test_time import optimised
 
 
@@ -99,6 +101,8 @@ class Core(t2iedit.Edit):
                 f"core cannot optimise through a denoiser that {patching[0]} has changed; leave out that edit, or"
                 " optimise, or set attention_weight=0"
             )
+        if self.options.attention_weight:
+            check_differentiable(run.model)
         nameless = [c.placeholder for c in self.concepts if c.category is None]
         if nameless:
             raise EditNotSupported(
@@ -133,15 +137,22 @@ class Core(t2iedit.Edit):
     def _optimise(self, run: Run) -> dict[str, Vectors]:
         options = self.options
         present = [c for c in self.concepts if places(run.prompt, c.placeholder, self._names)]
-        done = optimised(
-            run.model,
-            run.prompt,
-            [Part(c.placeholder, c.category or "", c.count) for c in present],
-            {c.placeholder: c.vectors for c in present},
-            steps=options.optimise,
-            learning_rate=options.learning_rate,
-            weights=Weights(options.embedding_weight, options.attention_weight),
-        )
+        if not present:
+            return {}
+        try:
+            done = optimised(
+                run.model,
+                run.prompt,
+                [Part(c.placeholder, c.category or "", c.count) for c in present],
+                {c.placeholder: c.vectors for c in present},
+                steps=options.optimise,
+                learning_rate=options.learning_rate,
+                weights=Weights(options.embedding_weight, options.attention_weight),
+            )
+        except ContextsDiffer as error:
+            raise EditNotSupported(
+                "core cannot optimise in a prompt that the encoder's window cuts off; shorten it, or leave out optimise"
+            ) from error
         run.record(self, optimised={"losses before": done.before, "losses after": done.after})
         return done.vectors
 
@@ -174,19 +185,19 @@ class Core(t2iedit.Edit):
         if concept.category is None or not places(prompt.text, concept.placeholder, self._names):
             return {}
         others = [other for other in self.concepts if other is not concept]
-        return {
-            "context similarity": round(
-                context_similarity(
-                    encoder,
-                    self._worded(prompt, run, others),
-                    concept.placeholder,
-                    concept.for_encoder(encoder),
-                    concept.category,
-                    self._names,
-                ),
-                4,
+        try:
+            similarity = context_similarity(
+                encoder,
+                self._worded(prompt, run, others),
+                concept.placeholder,
+                concept.for_encoder(encoder),
+                concept.category,
+                self._names,
             )
-        }
+        # One window is looked at, and the concept or the end of its context may lie beyond it.
+        except (SpanTruncated, ContextsDiffer):
+            return {}
+        return {"context similarity": round(similarity, 4)}
 
 
 @t2iedit.hookimpl

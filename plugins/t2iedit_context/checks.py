@@ -2,12 +2,19 @@
 
 from typing import Any
 
+import torch
+
 from t2iedit import Model, UserError, Wording, occurrences
+from t2iedit_context.embeddings import LONGEST_NAME
 from t2iedit_context.finetuning import check_finetuning
+from t2iedit_context.objective import Noised, encoded, predicted
 from t2iedit_context.placing import is_one_token, stand_in, worded
 from t2iedit_context.probe import probed
 from t2iedit_context.prompts import filled
 from t2iedit_context.settings import Settings
+
+TINY = 16
+"""The side of latents, large enough for any UNet's levels."""
 
 
 def check_settings(model: Model, settings: Settings) -> None:
@@ -43,10 +50,29 @@ def check_model(model: Model, settings: Settings) -> None:
     if settings.attention_weight:
         with probed(model.denoiser):
             pass
+    check_differentiable(model)
+
+
+@torch.enable_grad()
+def check_differentiable(model: Model) -> None:
+    """Raises `UserError` for a denoiser through which no gradient comes, found by one pass on a tiny picture."""
+    embeddings = encoded(model, [e.tokenize("") for e in model.encoders], {})
+    told = tuple(e.with_hidden(e.hidden.detach().requires_grad_()) for e in embeddings)
+    unet: Any = model.denoiser
+    latents = torch.zeros(1, unet.config.in_channels, TINY, TINY, device=model.device)
+    at = torch.zeros(1, dtype=torch.long, device=model.device)
+    if not predicted(model, told, Noised(latents, at, latents)).requires_grad:
+        raise UserError(
+            "no gradient comes through this model's denoiser; learn on one that is not quantised"
+        )
 
 
 def check_placeholder(model: Model, name: str) -> None:
     """Raises `UserError` for a name that cannot stand in a prompt, or is a word already."""
+    if len(name) > LONGEST_NAME:
+        raise UserError(
+            f"a placeholder has at most {LONGEST_NAME} characters, not {len(name)}; shorten it"
+        )
     if not name or any(c.isspace() or c == "," for c in name) or not occurrences(f"a {name}", name):
         raise UserError(
             f'"{name}" cannot be a placeholder; give a name without spaces and commas, like "<my-toy>"'

@@ -206,7 +206,7 @@ def _settings(args: argparse.Namespace) -> Any:
 
 def _rescale(text: str) -> tuple[int, int]:
     first, dots, last = text.partition("..")
-    if not (dots and first.isdigit() and last.isdigit()):
+    if not (dots and first.isdecimal() and last.isdecimal()):
         raise UserError(f"--rescale {text}: write two steps like 120..180, or 0..0 for none")
     return int(first), int(last)
 

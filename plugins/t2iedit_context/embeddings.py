@@ -22,6 +22,7 @@ from t2iedit import Model, OutputNotWritable, TextEncoder, UserError
 METADATA = "t2iedit"
 LARGEST = 64 * 2**20
 MOST_VECTORS = 75
+LONGEST_NAME = 200
 SAMPLES = 16
 SD, SDXL = ("clip",), ("clip_l", "clip_g")
 PICKLES = (".pt", ".bin", ".pth")
@@ -77,6 +78,8 @@ class Concept:
         if not known:
             return False
         here = vocabulary_sample(encoder)
+        if not isinstance(known, list) or len(known) != len(here):
+            return True
         # Half precision keeps three digits.
         return not torch.allclose(torch.tensor(known), torch.tensor(here), rtol=1e-2, atol=1e-4)
 
@@ -120,6 +123,10 @@ def read_concept(path: str | Path, placeholder: str | None = None) -> Concept:
         stored, metadata = _read_pickle(path), {}
     else:
         raise ConceptNotUsable(f'"{path}" is no .safetensors, .pt or .bin file; give one of those')
+    category, made = metadata.get("category") or None, metadata.get("made", {})
+    known = made.get("encoders", {}) if isinstance(made, dict) else None
+    if not isinstance(category, str | None) or not isinstance(known, dict):
+        raise ConceptNotUsable(f'"{path}" is damaged (its header); fetch or copy it again')
     name, vectors = _vectors(stored, path)
     checked = {encoder: _checked(value, path) for encoder, value in vectors.items()}
     if len({len(value) for value in checked.values()}) != 1:
@@ -130,8 +137,8 @@ def read_concept(path: str | Path, placeholder: str | None = None) -> Concept:
     return Concept(
         _checked_name(placeholder or metadata.get("placeholder") or name, path),
         checked,
-        metadata.get("category"),
-        metadata.get("made", {}),
+        category,
+        made,
         hashlib.sha256(data).hexdigest()[:12],
     )
 
@@ -256,7 +263,7 @@ def _checked(value: Any, path: Path) -> Tensor:
 
 
 def _checked_name(name: Any, path: Path) -> str:
-    if not isinstance(name, str) or not name.strip() or len(name) > 200:
+    if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME:
         raise ConceptNotUsable(f'"{path}" has no usable name; give one with --placeholder')
     return name.strip()
 

@@ -27,6 +27,11 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 def check_finetuning(model: Model, settings: Settings) -> None:
     """Raises `UserError` where the second stage cannot work."""
+    if any(".lora_" in name for name, _ in model.denoiser.named_modules()):
+        raise UserError(
+            "a LoRA is on this denoiser already; fuse it with pipeline.fuse_lora() and unload it, or take it off,"
+            " before the second stage"
+        )
     if settings.finetune_unet == "full" and model.dtype != torch.float32:
         raise UserError(
             f"the denoiser is in {str(model.dtype).removeprefix('torch.')} and training all of it needs float32;"

@@ -89,7 +89,7 @@ def learn(
     if resume:
         checkpoint = folder.load(identity)
         done = _finished(output, identity) if checkpoint is None else None
-        if done is not None:
+        if done is not None and (second is None or second.exists()):
             return Learned(done, folder.report() or {}, [*notes, "it was learned already"], second)
         check_target(output)
     else:

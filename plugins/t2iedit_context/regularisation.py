@@ -32,6 +32,10 @@ def context_rows(
     return [row for row in tokens.of(*kinds) if row not in concept]
 
 
+class ContextsDiffer(ValueError):
+    """Two prompts that differ in more than the concept, as when a window cuts one of them off."""
+
+
 def aligned_contexts(
     tokens: Tokens,
     concept: Collection[int],
@@ -43,7 +47,7 @@ def aligned_contexts(
 ) -> tuple[list[int], list[int]]:
     """The context's rows in both prompts of a pair, the k-th of one standing for the k-th of the other.
 
-    However many tokens the concept and its category have. Raises `ValueError` if the prompts differ elsewhere too.
+    However many tokens the concept and its category have. Raises `ContextsDiffer` if the prompts differ elsewhere too.
     """
     rows = context_rows(tokens, concept, bos=bos, padding=padding)
     others = context_rows(category_tokens, category, bos=bos, padding=padding)
@@ -51,7 +55,7 @@ def aligned_contexts(
         shorter = min(len(rows), len(others))
         rows, others = rows[:shorter], others[:shorter]
     if len(rows) != len(others):
-        raise ValueError(
+        raise ContextsDiffer(
             f"the contexts have {len(rows)} and {len(others)} tokens; the prompts must be alike but for the concept"
         )
     return rows, others

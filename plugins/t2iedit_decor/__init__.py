@@ -92,7 +92,7 @@ class Decor(t2iedit.Edit):
     def check(self, run: Run) -> None:
         for phrase in self.options.phrases:
             for encoder in run.model.encoders:
-                encoder.tokenize(run.prompt).indices(run.span(phrase))
+                run.rows(phrase, run.read_by(encoder))
 
     def edit_embedding(self, embedding: TextEmbedding, run: Run) -> TextEmbedding:
         if self.options.alpha == 0:
@@ -120,7 +120,7 @@ class Decor(t2iedit.Edit):
         others = encode_texts(run, encoder, self.options.undesired)
         rows = [other.hidden[other.tokens.of(*kinds)] for other in others]
         for phrase in self.options.phrases:
-            rows.append(embedding.hidden[embedding.tokens.indices(run.span(phrase))])
+            rows.append(embedding.hidden[run.rows(phrase, embedding.tokens)])
         return torch.cat(rows)
 
     def _edited_rows(self, embedding: TextEmbedding) -> list[int]:

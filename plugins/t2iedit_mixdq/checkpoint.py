@@ -15,12 +15,11 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from t2iedit import EditNotSupported, Model
-from t2iedit.errors import OutputNotWritable, said
+from t2iedit import EditNotSupported, Model, OutputNotWritable
 from t2iedit_mixdq.architectures import hollow
 from t2iedit_mixdq.bos import BosLookup, BosRows, BosTable
 from t2iedit_mixdq.calibration import Ranges, make_scheme, text_rows
-from t2iedit_mixdq.errors import QuantisedModelNotUsable
+from t2iedit_mixdq.errors import QuantisedModelNotUsable, said
 from t2iedit_mixdq.execution import Executed, Workshop, execute_layer, one_at_a_time, workshop
 from t2iedit_mixdq.kernels.base import geometry_of, lying_last
 from t2iedit_mixdq.packing import pack, packed_size, unpack

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from t2iedit.errors import UserError
+from t2iedit import UserError
 
 ARCHITECTURE_NAMES = ("sdxl", "sd15")
 

@@ -1,6 +1,13 @@
 """What a user of this plugin can put right."""
 
+import textwrap
+
 from t2iedit import UserError
+
+
+def said(error: BaseException) -> str:
+    """What a library's error says, on one line and not without end."""
+    return textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__
 
 
 class RecipeNotUsable(UserError):

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from t2iedit import EditNotSupported, Model, UserError
-from t2iedit.errors import OutputNotWritable, said
+from t2iedit import EditNotSupported, Model, OutputNotWritable, UserError
 from t2iedit_mixdq.allocation import Allocation, Scores, candidates, check_budget, most_sensitive
 from t2iedit_mixdq.calibration import Ranges, Settings, calibrate
 from t2iedit_mixdq.checkpoint import Found, recipe_scheme, write_model
+from t2iedit_mixdq.errors import said
 from t2iedit_mixdq.hessian import PROBES, predict
 from t2iedit_mixdq.quantizers import BITS
 from t2iedit_mixdq.recipe import Bits, Recipe, check_fits, mean_bits, read_bits, uniform

@@ -8,8 +8,7 @@ from typing import Any
 import yaml
 
 from t2iedit import Model
-from t2iedit.errors import said
-from t2iedit_mixdq.errors import RecipeNotUsable
+from t2iedit_mixdq.errors import RecipeNotUsable, said
 from t2iedit_mixdq.quantizers import BITS
 from t2iedit_mixdq.schemes import WHOLE
 from t2iedit_mixdq.wiring import Group, Layer, weights_digest

@@ -18,9 +18,10 @@ from PIL.Image import Image
 from torch import Tensor
 
 import t2iedit
-from t2iedit import Model, Request, digests
+from t2iedit import Model, Request
 from t2iedit_mixdq.bos import BosRows
 from t2iedit_mixdq.calibration import Ranges, Settings, make_scheme
+from t2iedit_mixdq.digests import digest_of
 from t2iedit_mixdq.quantizers import BITS
 from t2iedit_mixdq.schemes import WHOLE, Scheme
 from t2iedit_mixdq.simulation import simulate
@@ -166,7 +167,7 @@ def measure(
     With `state`, a file, each score is kept and a rerun goes on from there. Without `decoupled` all layers are judged by
     SQNR, which is the paper's ablation.
     """
-    ranges = digests.of_tensors(sorted(bench.ranges.items()))
+    ranges = digest_of(sorted(bench.ranges.items()))
     digest = bench.settings.digest(f"{bench.model.fingerprint} {decoupled} {bench.group} {ranges}")
     known = _read(state, digest)
     table: Table = {part: {name: {} for name in bench.layers} for part in of}

@@ -11,9 +11,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from t2iedit import EditNotSupported, digests
-from t2iedit.errors import said
+from t2iedit import EditNotSupported
 from t2iedit_mixdq.architectures import example_inputs, hollow
+from t2iedit_mixdq.digests import digest_of
+from t2iedit_mixdq.errors import said
 
 Group = Literal["content", "quality"]
 TOWER = "encoder.layers."
@@ -99,7 +100,7 @@ def weights_digest(unet: nn.Module, layers: Iterable[str]) -> str:
     """Tells apart UNets of one architecture and dtype by some rows of each layer's weights, LoRAs on top left out."""
     weights = ((name, find_layer(unet, name).weight) for name in sorted(layers))
     # A few rows alone, since flattening copies weights that have their channels last.
-    return digests.of_weights((name, w[:: max(1, len(w) // 8)]) for name, w in weights)
+    return digest_of((name, w[:: max(1, len(w) // 8)]) for name, w in weights)
 
 
 def replace_layer(unet: nn.Module, name: str, module: nn.Module) -> nn.Module:

@@ -94,7 +94,7 @@ class T2IZero(t2iedit.Edit):
     def check(self, run: Run) -> None:
         concepts = self._concepts(run)
         run.record(self, concepts=concepts)
-        groups = [self._groups(e.tokenize(run.prompt), run) for e in run.model.encoders]
+        groups = [self._groups(run.read_by(e), run) for e in run.model.encoders]
         if self.options.suppression == 0:
             return
         if len(concepts) < 2:
@@ -161,7 +161,7 @@ class T2IZero(t2iedit.Edit):
 
     def _groups(self, tokens: Tokens, run: Run) -> list[list[int]]:
         """Each concept's tokens."""
-        return [tokens.indices(run.span(phrase)) for phrase in self._concepts(run)]
+        return [run.rows(phrase, tokens) for phrase in self._concepts(run)]
 
     def _concepts(self, run: Run) -> list[str]:
         concepts = self.options.concepts or found_concepts(run.prompt)

@@ -196,9 +196,9 @@ def _items(value: str, option: str) -> list[Any]:
         return [part.strip() for part in value.split(",")]
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidOptions(
-            f'{option}: {value} is not a JSON array ({error}); write a,b or ["a", "b"]'
+            f'{option}: {value[:200]} is not a JSON array ({error}); write a,b or ["a", "b"]'
         ) from error
 
 

@@ -49,7 +49,9 @@ def warn(sentences: Sequence[str]) -> None:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # Half a character, which JSON can hold and no terminal shows.
+    print(text.encode(errors="backslashreplace").decode())
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

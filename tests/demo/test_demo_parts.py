@@ -5,6 +5,7 @@ import os
 import shlex
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -12,7 +13,7 @@ import pytest
 import tabs
 from edit_part import moved_earlier, moved_later, switched
 from form import Form
-from hosting import Host, Models
+from hosting import Host, Limits, Models
 from learning_told import file_name, reproduced
 from loss_curves import curves, means
 from names import pathless
@@ -493,3 +494,29 @@ def test_learning_is_told_as_a_command_and_as_python():
     space = {}
     exec(python.split("learned =")[0].replace("t2iedit.open_model", "str.format"), space)
     assert space["settings"] == settings
+
+
+def test_limits_hold_for_what_a_request_leaves_out(host):
+    few = replace(host, limits=Limits(steps=1, optimising=5))
+    with pytest.raises(InvalidRequest, match="the steps may be at most 1"):
+        few.opened(few.admitted({"prompt": "a cat"}))
+    assert few.opened(few.admitted({"prompt": "a cat", "steps": 1})).family == "sd"
+    small = replace(host, limits=Limits(side=8))
+    with pytest.raises(InvalidRequest, match="the width in pixels may be at most 8"):
+        small.opened(small.admitted({"prompt": "a cat"}))
+    core = {"name": "core", "options": {"concept": ["cat.safetensors"], "optimise": 6}}
+    with pytest.raises(InvalidRequest, match="optimisation may be at most 5"):
+        few.admitted({"prompt": "a cat", "edits": [core]})
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (Image.new("RGB", (8, 4000)), "times as long as wide"),
+        (Image.new("I;16", (64, 64)), "more than 8 bits"),
+    ],
+)
+def test_pictures_that_would_be_misread_or_fill_the_memory_are_refused(tmp_path, image, says):
+    image.save(tmp_path / "x.png")
+    with pytest.raises(InvalidRequest, match=says):
+        picture(str(tmp_path / "x.png"), 2**24, 16_000_000)

@@ -218,3 +218,41 @@ def test_gradient_flows_into_the_placed_vectors_alone(sd1):
 
 def test_placeholder_next_to_letters_and_marks(sd1):
     assert worded(Wording.of("(<toy>), <toy>!"), "<toy>", "cat").text == "( cat ), cat !"
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_concept_stands_in_a_later_window(sd1, tmp_path, count):
+    edit = Core(concept=[file(tmp_path, sd1, count=count)])
+    conditioning, run = conditioned(sd1, "a word " * 60 + "<toy>", edit, syntax="windows")
+    assert conditioning.prompt[0].hidden.isfinite().all()
+    assert "context similarity" not in run.report["edits"][0]["concepts"]["<toy>"]["clip"]
+
+
+def test_context_that_the_window_cuts_off_costs_the_similarity_alone(sd1, tmp_path):
+    edit = Core(concept=[file(tmp_path, sd1, count=5)])
+    _, run = conditioned(sd1, "<toy> " + "dog " * 72 + "end", edit)
+    assert "context similarity" not in run.report["edits"][0]["concepts"]["<toy>"]["clip"]
+    with pytest.raises(EditNotSupported, match="shorten it"):
+        conditioned(
+            sd1, "<toy> " + "dog " * 72 + "end", Core(concept=edit.options.concept, optimise=1)
+        )
+
+
+def test_optimisation_leaves_a_concept_of_the_negative_alone(model, tmp_path):
+    concept = [file(tmp_path, model)]
+    plain, tuned = (
+        conditioned(model, "a thing", Core(concept=concept, optimise=steps), negative="a <toy>")[0]
+        for steps in (0, 2)
+    )
+    for one, other in zip(plain.negative, tuned.negative, strict=True):
+        assert torch.equal(one.hidden, other.hidden)
+
+
+def test_quantised_denoiser_cannot_be_optimised_through(sd1, tmp_path):
+    class Rounded(torch.nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    sd1.denoiser.conv_out.__class__ = Rounded
+    with pytest.raises(t2iedit.UserError, match="no gradient"):
+        conditioned(sd1, PROMPT, Core(concept=[file(tmp_path, sd1)], optimise=1))

@@ -263,3 +263,22 @@ def test_removing_the_whole_prompt_is_refused(sd1, options):
 def test_useless_options_are_refused(sd1, options, words):
     with pytest.raises(t2iedit.UserError, match=words):
         embeddings(sd1, Decor(**options))
+
+
+def test_phrase_stands_in_a_later_window(sd1):
+    prompt = "a red cat " * 30 + "BREAK a green apple and a yellow plum"
+    edit = Decor(phrases=["yellow plum"])
+    request = t2iedit.Request(prompt, syntax="windows", edits=[edit], steps=1)
+    assert t2iedit.encode(sd1, request).prompt[0].hidden.isfinite().all()
+
+
+def test_phrase_is_found_in_what_each_encoder_of_a_conditioning_read(sdxl):
+    own = {"clip_g": "some old painting of a blue dog and a red cat"}
+    edit = Decor(phrases=["red cat"])
+    at_once = t2iedit.encode(
+        sdxl, t2iedit.Request("a red cat and a blue dog", prompts=own, edits=[edit])
+    )
+    plain = t2iedit.encode(sdxl, t2iedit.Request("a red cat and a blue dog", prompts=own))
+    later = t2iedit.encode(sdxl, plain, edits=[edit])
+    for one, other in zip(at_once.prompt, later.prompt, strict=True):
+        assert torch.equal(one.hidden, other.hidden)

@@ -217,3 +217,17 @@ def test_file_is_plain_safetensors_with_json_beside(tmp_path):
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert json.loads(header["__metadata__"]["t2iedit"])["category"] == "cat"
     assert set(header) == {"__metadata__", "<toy>"}
+
+
+@pytest.mark.parametrize(
+    "ours", [{"made": ["x"]}, {"made": {"encoders": 3}}, {"category": 7}, {"category": ["cat"]}]
+)
+def test_header_of_wrong_types_is_damage(tmp_path, ours):
+    path = tmp_path / "x.safetensors"
+    save_file({"<toy>": ROWS}, path, {"t2iedit": json.dumps({"placeholder": "<toy>"} | ours)})
+    with pytest.raises(ConceptNotUsable, match="damaged"):
+        read_concept(path)
+
+
+def test_empty_category_is_none(tmp_path):
+    assert read_concept(written(tmp_path, "x.safetensors", category="")).category is None

@@ -15,6 +15,7 @@ from random import Random
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
 from PIL import Image, ImageDraw
 from t2iedit_context import inversion
 from t2iedit_context.checks import check_settings
@@ -409,8 +410,9 @@ def test_denoiser_that_lets_no_gradient_through_is_refused(sd1, tmp_path):
         return args, kwargs | {"encoder_hidden_states": kwargs["encoder_hidden_states"].detach()}
 
     sd1.denoiser.register_forward_pre_hook(detach, with_kwargs=True)
-    with pytest.raises(LearningFailed, match="no gradient"):
-        learn(sd1, pictures(), settings(embedding_weight=0), tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="no gradient"):
+        learn(sd1, pictures(), settings(), tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_run_of_other_settings_is_not_taken_up(sd1, tmp_path):
@@ -744,3 +746,25 @@ def test_two_processes_learn_together(tmp_path, folder, tiny):
     subprocess.run([sys.executable, *command(tiny, folder, alone, steps=4)], check=True)
     assert not equal(concept.vectors, read_concept(alone).vectors)
     assert [row["step"] for row in log] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("picture", "sentence"),
+    [
+        (Image.new("RGB", (8, 4000)), "times as long"),
+        (Image.new("I;16", (64, 64)), "more than 8 bits"),
+    ],
+)
+def test_pictures_that_would_be_misread_or_fill_the_memory_are_refused(tmp_path, picture, sentence):
+    picture.save(tmp_path / "x.png")
+    with pytest.raises(PicturesNotUsable, match=sentence):
+        read_pictures(tmp_path)
+
+
+def test_lora_of_ones_own_is_not_lost(tmp_path):
+    pipeline = tiny_pipeline("sd1")
+    pipeline.unet.add_adapter(LoraConfig(target_modules=["to_q"]), adapter_name="mine")
+    model = t2iedit.open_model(pipeline)
+    with pytest.raises(UserError, match="LoRA is on this denoiser"):
+        learn(model, pictures(), settings(finetune_unet="lora"), tmp_path / "x.safetensors")
+    assert any("lora" in name for name in pipeline.unet.state_dict())

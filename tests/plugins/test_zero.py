@@ -430,3 +430,29 @@ def test_found_concepts_are_used_and_reported(sd1):
     assert report["concepts"] == ["red cat", "blue dog"]
     with pytest.raises(t2iedit.EditNotSupported, match="name them"):
         t2iedit.start(sd1, t2iedit.Request("the", edits=[Zero()]))
+
+
+LONG = "a red cat " * 30 + "BREAK a green apple and a yellow plum"
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_concepts_stand_in_later_windows(family):
+    model = tiny_model(family)
+    edit = Zero(concepts=["green apple", "yellow plum"], suppression=1)
+    request = t2iedit.Request(LONG, syntax="windows", edits=[edit], steps=1)
+    assert t2iedit.generate(model, request).report["edits"][0]["change"]
+
+
+def test_each_encoders_own_words_are_meant():
+    """In the attention, too, whose columns are those of the first encoder."""
+    model = tiny_model("sdxl")
+    own = "painting of a blue dog and a red cat"
+    edit = Zero(concepts=["red cat", "blue dog"], alpha=0, suppression=1)
+    request = t2iedit.Request(PROMPT, prompts={"clip_l": own}, edits=[edit], steps=1)
+    run = t2iedit.start(model, request)
+    tokens = run.read_by(model.encoders[0])
+    words = [
+        [tokens.text[slice(*tokens.offsets[row])] for row in group]
+        for group in edit._groups(tokens, run)
+    ]
+    assert ["".join(word) for word in words] == ["redcat", "bluedog"]
