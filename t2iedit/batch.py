@@ -114,7 +114,8 @@ class Folder:
     def _recover(self, key: str, recipe: dict[str, Any], made_with: dict[str, Any]) -> None:
         facts = {name: (recipe | made_with).get(name) for name in FACTS}
         facts |= {"warnings": [], "edits": made_with.get("edits", []), "recovered": True}
-        self._record(key, [], (recipe.get("seeds") or [None])[0], None, facts)
+        seeds = recipe.get("seeds")
+        self._record(key, [], seeds[0] if isinstance(seeds, list) and seeds else None, None, facts)
 
     def _append(self, record: dict[str, Any]) -> None:
         """One write a line, so that a crash leaves at most the end of one line missing, and a full disc nothing of it."""
@@ -144,10 +145,10 @@ class Folder:
             if isinstance(key, str) and self.image(key).exists():
                 self.records[key] = record
                 model, dtype, fingerprint = (record.get(name) for name in KINSHIP)
-                if model and dtype and fingerprint:
+                if all(isinstance(each, str) and each for each in (model, dtype, fingerprint)):
                     self.fingerprints[model, dtype] = fingerprint
         kept = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in self.records.values())
-        write_whole(self.path / RESULTS, kept.encode())
+        write_whole(self.path / RESULTS, kept.encode(errors="backslashreplace"))
 
 
 def plan(lines: Iterable[Line], folder: Folder | None) -> Plan:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from t2iedit.errors import InvalidRequest
+from t2iedit.errors import InvalidRequest, RecipeNotUsable
 from t2iedit.prompts import Asked
 from t2iedit.provenance import read_recipe, unwritable
 
@@ -36,8 +36,10 @@ def painted(folder: str | Path) -> dict[str, list[Path]]:
     ways: dict[str, Path] = {}
     for path in paths:
         recipe = read_recipe(path)
-        seed = int((recipe.get("seeds") or [0])[0])
-        found[recipe.get("prompt", "")].append((seed, path))
+        seeds = recipe.get("seeds", [0])
+        if not isinstance(seeds, list) or not seeds or type(seeds[0]) is not int:
+            raise RecipeNotUsable(f'the recipe in "{path}" is damaged: its seeds are no numbers')
+        found[recipe.get("prompt", "")].append((seeds[0], path))
         apart = {"prompt", "seeds", "made_with"}
         way = json.dumps({k: v for k, v in recipe.items() if k not in apart}, sort_keys=True)
         ways.setdefault(way, path)

@@ -23,7 +23,7 @@ SHORT = {
     "heun": ("HeunDiscrete", {}),
     "lcm": ("LCM", {}),
     "lms": ("LMSDiscrete", {}),
-    "pndm": ("PNDM", {}),
+    "pndm": ("PNDM", {"skip_prk_steps": True}),
     "tcd": ("TCD", {}),
     "unipc": ("UniPCMultistep", {}),
 }

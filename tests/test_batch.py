@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import t2iedit
 import t2iedit.cli
@@ -22,6 +23,7 @@ from t2iedit.errors import InvalidRequest, LoraNotUsable, OutputNotWritable
 from t2iedit.lora import Lora
 from t2iedit.painters import KNOWN_TEXTS, Made, Setup
 from t2iedit.plugins import installed
+from t2iedit.provenance import RECIPE
 from t2iedit.repeating import differences, recorded
 from t2iedit.request_files import read_lines
 from t2iedit.text import TextEncoder
@@ -583,3 +585,20 @@ def test_half_a_character_stops_nothing(tiny, tmp_path):
         True,
     ]
     assert len(results(tmp_path / "out")) == 2
+    assert [path for _, path in paint(read_lines(jobs), tmp_path / "out")] == [None]
+
+
+@pytest.mark.parametrize("seeds", [5, [], "x"])
+def test_recipe_with_strange_seeds_is_recovered(tiny, tmp_path, seeds):
+    jobs = written(tmp_path / "a.jsonl", {"prompt": "a cat", "model": tiny})
+    ((_, path),) = paint(read_lines(jobs), tmp_path / "out")
+    with Image.open(path) as image:
+        info, copy = dict(image.info), image.copy()
+    held = PngInfo()
+    for key, value in info.items():
+        text = json.dumps(json.loads(value) | {"seeds": seeds}) if key == RECIPE else value
+        held.add_text(key, str(text))
+    copy.save(path, pnginfo=held)
+    (tmp_path / "out" / "results.jsonl").unlink()
+    assert paint(read_lines(jobs), tmp_path / "out") == []
+    assert results(tmp_path / "out")[0]["recovered"]

@@ -42,6 +42,8 @@ from t2iedit_context.previews import Previews
 from t2iedit_context.prompts import filled
 from t2iedit_context.settings import Settings
 
+UNFINISHED = "unfinished.safetensors"
+"""In the run's folder, the concept of a run that stopped early where an earlier concept has its name."""
 LARGE = 200_000_000
 """Bytes of denoiser weights above which gradient checkpointing is on unless asked otherwise."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -86,13 +88,16 @@ def learn(
     accelerator, folder = Accelerator(), RunFolder.of(output)
     identity = _identity(model, settings, pictures, accelerator)
     second = target_of(output, settings) if settings.finetune_unet else None
+    unfinished = folder.path / UNFINISHED
     if resume:
+        partial = unfinished if unfinished.exists() else output
         checkpoint = folder.load(identity)
         done = _finished(output, identity) if checkpoint is None else None
         if done is not None and (second is None or second.exists()):
             return Learned(done, folder.report() or {}, [*notes, "it was learned already"], second)
         check_target(output)
     else:
+        partial = unfinished if output.exists() else output
         checkpoint = None
         folder.refuse_unfinished()
         check_target(output, [second] if second else [])
@@ -105,6 +110,7 @@ def learn(
             model,
             settings,
             output,
+            partial,
             folder,
             identity,
             accelerator,
@@ -123,6 +129,8 @@ class _Learning:
     model: Model
     settings: Settings
     output: Path
+    partial: Path
+    """Where the concept goes if the run stops early: not over an earlier one."""
     folder: RunFolder
     identity: dict[str, Any]
     accelerator: Accelerator
@@ -160,6 +168,7 @@ class _Learning:
                 write_concept(concept, self.output)
                 self.folder.log(self.history)
                 self.folder.finish(report)
+                (self.folder.path / UNFINISHED).unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()
         return concept, report
 
@@ -222,8 +231,10 @@ class _Learning:
         except (LearningFailed, LearningInterrupted) as stopped:
             self._save(stage, step)
             if self.accelerator.is_main_process:
-                write_concept(concept(), self.output)
-            raise type(stopped)(f'{stopped}; the concept so far is in "{self.output}"') from stopped
+                write_concept(concept(), self.partial)
+            raise type(stopped)(
+                f'{stopped}; the concept so far is in "{self.partial}"'
+            ) from stopped
         self.done[stage.name] = {"step": stage.steps} | stage.state()
 
     def _restore(self, stage: Stage, stages: dict[str, Any]) -> int:

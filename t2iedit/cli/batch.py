@@ -61,6 +61,8 @@ def _check(args: argparse.Namespace) -> None:
     for flag, number in (("--workers", args.workers), ("--threads", args.threads)):
         if number is not None and number < 1:
             raise InvalidRequest(f"{flag} {number}: at least 1 is needed")
+    if not args.output.strip():
+        raise InvalidRequest("-o is empty; give the folder that the images belong in")
     if args.batch_size != 1:
         raise InvalidRequest(
             "batch paints one image per call, so that each equals its seed alone; leave out --batch-size"

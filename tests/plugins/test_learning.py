@@ -768,3 +768,21 @@ def test_lora_of_ones_own_is_not_lost(tmp_path):
     with pytest.raises(UserError, match="LoRA is on this denoiser"):
         learn(model, pictures(), settings(finetune_unet="lora"), tmp_path / "x.safetensors")
     assert any("lora" in name for name in pipeline.unet.state_dict())
+
+
+def test_run_that_stops_early_leaves_an_earlier_concept_alone(sd1, tmp_path):
+    output = tmp_path / "x.safetensors"
+    good = learn(sd1, pictures(), settings(steps=2), output).concept
+
+    def interrupt(progress):
+        if progress.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    other = settings(steps=4, seed=5)
+    with pytest.raises(LearningInterrupted, match="unfinished.safetensors"):
+        learn(sd1, pictures(), other, output, on_step=interrupt)
+    assert equal(read_concept(output).vectors, good.vectors)
+    unfinished = output.with_name("x.run") / "unfinished.safetensors"
+    assert read_concept(unfinished).made["steps done"] == 3
+    done = learn(sd1, pictures(), other, output, resume=True).concept
+    assert equal(read_concept(output).vectors, done.vectors) and not unfinished.exists()
