@@ -144,8 +144,8 @@ class Folder:
             key = record.get("key")
             if isinstance(key, str) and self.image(key).exists():
                 self.records[key] = record
-                model, dtype, fingerprint = (record.get(name) for name in KINSHIP)
-                if all(isinstance(each, str) and each for each in (model, dtype, fingerprint)):
+                model, dtype, fingerprint = (str(record.get(name) or "") for name in KINSHIP)
+                if model and dtype and fingerprint:
                     self.fingerprints[model, dtype] = fingerprint
         kept = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in self.records.values())
         write_whole(self.path / RESULTS, kept.encode(errors="backslashreplace"))
