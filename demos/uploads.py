@@ -4,14 +4,11 @@ import os
 from pathlib import Path
 
 from PIL import Image, ImageOps
+from t2iedit_context.pictures import LONGEST, SMALLEST
 
 from t2iedit.errors import InvalidRequest
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-SMALLEST = 8
-"""Pixels of a picture's shorter side."""
-LONGEST = 8
-"""Times the shorter side: what is longer would fill the memory once it is scaled."""
 
 
 def embedding(path: str, most: int) -> str:

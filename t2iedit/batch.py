@@ -119,7 +119,7 @@ class Folder:
 
     def _append(self, record: dict[str, Any]) -> None:
         """One write a line, so that a crash leaves at most the end of one line missing, and a full disc nothing of it."""
-        line = (json.dumps(record, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+        line = _line(record)
         try:
             with (self.path / RESULTS).open("ab", buffering=0) as file:
                 end = file.tell()
@@ -147,8 +147,13 @@ class Folder:
                 model, dtype, fingerprint = (str(record.get(name) or "") for name in KINSHIP)
                 if model and dtype and fingerprint:
                     self.fingerprints[model, dtype] = fingerprint
-        kept = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in self.records.values())
-        write_whole(self.path / RESULTS, kept.encode(errors="backslashreplace"))
+        write_whole(self.path / RESULTS, b"".join(map(_line, self.records.values())))
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    """Half a character, which JSON can hold and UTF-8 cannot, as JSON escapes it."""
+    text = json.dumps(record, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace")
 
 
 def plan(lines: Iterable[Line], folder: Folder | None) -> Plan:

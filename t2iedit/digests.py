@@ -41,24 +41,24 @@ def of_path(path: str | Path) -> str:
     """
     path = Path(path)
     if path.is_file():
-        return _of_file(path, *_stamp(path))
+        return of_file(path)
     digest = hashlib.sha256()
     for each in sorted(path.rglob("*")):
         if each.is_file():
-            size, when = _stamp(each)
-            told = _of_file(each, size, when) if size <= SMALL else size
+            size = each.stat().st_size
+            told = of_file(each) if size <= SMALL else size
             digest.update(f"{each.relative_to(path).as_posix()} {told}\n".encode())
     return digest.hexdigest()[:DIGITS]
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+def of_file(path: str | Path) -> str:
+    """A file's contents, read anew only once its size or time is another. Raises `OSError`."""
+    found = Path(path).stat()
+    return _of_file(Path(path).absolute(), found.st_size, found.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
 def _of_file(path: Path, size: int, when: int) -> str:
-    """Read anew only once its size or time is another."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
 

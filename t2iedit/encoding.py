@@ -1,6 +1,6 @@
 """Prompts to conditionings: one forward pass an encoder, then the edits, in the user's order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +28,7 @@ def condition(runs: Sequence[Run], known: Known | None = None) -> list[Condition
     if not runs:
         return []
     known = {} if known is None else known
-    model, kinds = runs[0].model, {_kind(run) for run in runs}
+    model, kinds = runs[0].model, dict.fromkeys(map(_kind, runs))
     if len(kinds) > 1:
         return _apart(runs, kinds, known)
     with ExitStack() as stack:
@@ -87,7 +87,7 @@ def _kind(run: Run) -> tuple[Any, ...]:
     return run.clip_skip, *(key for key, _ in run.patches)
 
 
-def _apart(runs: Sequence[Run], kinds: set[tuple], known: Known) -> list[Conditioning]:
+def _apart(runs: Sequence[Run], kinds: Iterable[tuple], known: Known) -> list[Conditioning]:
     """Runs that want the model otherwise, those of one kind together."""
     done: dict[int, Conditioning] = {}
     for kind in kinds:

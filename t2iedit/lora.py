@@ -1,6 +1,5 @@
 """LoRA files as a reversible patch: loaded through diffusers, unloaded so that every weight is as it was."""
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from t2iedit import digests
 from t2iedit.errors import LoraNotUsable, said
 from t2iedit.model import Key, Model, Undo, freeze
 
@@ -38,8 +38,7 @@ class Lora(BaseModel):
 def digest(lora: Lora) -> str:
     """Twelve hexadecimal digits of the file's SHA-256. Raises `LoraNotUsable`."""
     try:
-        with Path(lora.file).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+        return digests.of_file(lora.file)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise LoraNotUsable(

@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from t2iedit.errors import ModelNotUsable, T2IEditError, UserError, said
+from t2iedit.errors import ModelNotUsable, T2IEditError, said
 from t2iedit.folders import check_folder, check_loaded, folder_settings
 from t2iedit.model import Model
 from t2iedit.plugins import installed
@@ -166,21 +166,13 @@ def _load(
 ) -> DiffusionPipeline:
     check_folder(folder, name)
     dtype = dtype or _sensible_dtype(folder, device)
-    try:
+    with _damage_told(name):
         hook = installed().manager.hook.open_checkpoint
         pipeline = hook(path=folder, device=device, dtype=dtype)
         if pipeline is None:
             pipeline = DiffusionPipeline.from_pretrained(
                 folder, dtype=dtype, local_files_only=True, use_safetensors=True
             ).to(device)
-    except UserError:
-        raise
-    # Whatever a damaged checkpoint makes the libraries raise means the same to the user.
-    except Exception as error:
-        raise ModelNotUsable(
-            f'the model "{name}" cannot be loaded ({said(error, 300)}); fetch or copy it again, with safetensors weights'
-        ) from error
-    with _damage_told(name):
         check_loaded(folder, name, pipeline)
     return pipeline
 

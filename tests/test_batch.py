@@ -552,6 +552,12 @@ def test_mistakes_in_the_command_are_one_sentence(cli, tmp_path, flags, sentence
     assert code in (1, 2) and out == "" and sentence in err and "Traceback" not in err
 
 
+def test_empty_output_is_refused(cli, tmp_path, capsys):
+    written(tmp_path / "r.txt", "a cat")
+    assert t2iedit.cli.main(["batch", str(tmp_path / "r.txt"), "-o", ""]) == 2
+    assert "-o is empty" in capsys.readouterr().err
+
+
 def test_made_travels_without_an_image():
     assert Made(3, error="no").png is None
 

@@ -91,6 +91,20 @@ def test_file_of_a_later_minor_version_is_read(file):
     assert t2iedit.Conditioning.load(file).digest == before.digest
 
 
+@pytest.mark.parametrize("version", ["²", "9" * 5000, "x", "-1"])
+def test_format_that_is_no_version_is_damage(file, version):
+    rewritten(file, version=version)
+    with pytest.raises(ConditioningNotUsable, match="no version"):
+        t2iedit.Conditioning.load(file)
+
+
+def test_kinds_below_zero_are_damage(file):
+    kinds = "0/prompt/0/kinds"
+    rewritten(file, tensors=lambda t: t.update({kinds: t[kinds].to(torch.int64) - 100}))
+    with pytest.raises(ConditioningNotUsable, match="below 0"):
+        t2iedit.Conditioning.load(file)
+
+
 @pytest.mark.parametrize(
     ("version", "advice"), [("2.0", "update t2iedit"), ("0.9", "encode the prompt again")]
 )

@@ -142,3 +142,15 @@ def test_unknown_memory_format_is_refused(sd1):
 def test_unknown_encoder_is_named_with_those_there_are(sdxl):
     with pytest.raises(ValueError, match='no encoder "t5"; it has clip_l, clip_g'):
         sdxl.encoder("t5")
+
+
+def test_what_is_no_weights_among_the_weights_is_damage(folder):
+    (folder / "text_encoder" / "copy.safetensors").write_bytes(b"half a file")
+    assert "cannot be loaded" in refusal(folder)
+
+
+def test_size_that_a_configuration_leaves_out_is_64_latents(folder):
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": None}))
+    model = open_model(folder)
+    assert model.defaults.size == (64 * model.pipeline.vae_scale_factor,) * 2

@@ -170,3 +170,9 @@ def test_text_that_many_edits_look_at_is_encoded_once(model, monkeypatch):
 def test_batch_of_no_images_is_refused(sd1):
     with pytest.raises(InvalidRequest, match="batch_size"):
         t2iedit.generate(sd1, t2iedit.Request("a cat", steps=1), batch_size=0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_pndm_takes_as_few_steps_as_are_asked_for(sd1, steps):
+    request = t2iedit.Request("a cat", steps=steps, scheduler="pndm")
+    assert t2iedit.generate(sd1, request).image.size == sd1.defaults.size

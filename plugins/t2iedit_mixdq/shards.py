@@ -157,4 +157,4 @@ class Shards:
         metadata = index.get("metadata")
         checksums = metadata.get(CHECKSUMS) if isinstance(metadata, dict) else None
         known = checksums if isinstance(checksums, dict) else {}
-        return place, {file: sum for file, sum in known.items() if file in place.values()}
+        return place, {file: known[file] for file in sorted(set(place.values()) & set(known))}
